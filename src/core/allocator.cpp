@@ -1,0 +1,86 @@
+#include "core/allocator.h"
+
+#include <array>
+#include <bit>
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#include <fmt/format.h>
+
+namespace hadal {
+
+namespace {
+// Sizes are rounded up to one of four steps per power of two: at most a quarter is wasted.
+constexpr std::size_t kMinBytes = 256;
+std::size_t size_class_bytes(std::size_t bytes) {
+  if (bytes <= kMinBytes) return kMinBytes;
+  const std::size_t step = std::bit_floor(bytes - 1) / 4;
+  return (bytes + step - 1) / step * step;
+}
+std::size_t size_class_index(std::size_t class_bytes) {
+  const int log = std::bit_width(class_bytes) - 1;
+  const std::size_t quarter = (class_bytes >> (log - 2)) & 3U;
+  return static_cast<std::size_t>(log) * 4 + quarter;
+}
+}  // namespace
+
+struct PoolAllocator::State {
+  std::mutex mutex;
+  std::array<std::vector<std::byte*>, 256> free;
+  std::size_t bytes = 0;
+
+  void release_free() {
+    const std::lock_guard lock(mutex);
+    for (std::size_t i = 0; i < free.size(); ++i) {
+      for (std::byte* p : free[i]) {
+        bytes -= (std::size_t{1} << (i / 4)) / 4 * (4 + i % 4);
+        std::free(p);
+      }
+      free[i].clear();
+    }
+  }
+  ~State() { release_free(); }
+};
+
+PoolAllocator::PoolAllocator() : state_(std::make_shared<State>()) {}
+
+Tensor PoolAllocator::empty(Shape shape, DType dtype) {
+  const std::size_t bytes = size_class_bytes(nbytes(shape, dtype));
+  const std::size_t index = size_class_index(bytes);
+  std::byte* memory = nullptr;
+  {
+    const std::lock_guard lock(state_->mutex);
+    auto& free = state_->free[index];
+    if (!free.empty()) {
+      memory = free.back();
+      free.pop_back();
+    }
+  }
+  if (memory == nullptr) {
+    memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+    if (memory == nullptr) {
+      throw Error(ErrorCode::out_of_memory,
+                  fmt::format("cannot allocate {} bytes of step memory for a tensor {} {}", bytes,
+                              to_string(shape), to_string(dtype)));
+    }
+    const std::lock_guard lock(state_->mutex);
+    state_->bytes += bytes;
+  }
+  auto give_back = [state = state_, index](std::byte* p) {
+    const std::lock_guard lock(state->mutex);
+    state->free[index].push_back(p);
+  };
+  return {std::shared_ptr<std::byte>(memory, std::move(give_back)), shape, dtype};
+}
+
+std::size_t PoolAllocator::bytes_held() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->bytes;
+}
+
+void PoolAllocator::trim() {
+  state_->release_free();
+}
+
+}  // namespace hadal
