@@ -87,8 +87,8 @@ struct Config {
   std::int64_t qk_rope_head_dim = 0;  // the last ones of head_dim
   std::int64_t q_lora_rank = 0;
   std::int64_t o_groups = 0;
-  std::int64_t o_lora_rank = 0;     // per group
-  std::int64_t sliding_window = 0;  // tokens, self included
+  std::int64_t o_lora_rank = 0;               // per group
+  std::int64_t sliding_window = 0;            // tokens, self included
   std::vector<std::int64_t> compress_ratios;  // >= num_hidden_layers + num_nextn_predict_layers
   double rope_theta = 10000.0;
   double compress_rope_theta = 160000.0;
