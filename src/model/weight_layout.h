@@ -34,6 +34,11 @@ struct ExpectedWeight {
 // Config::finalize bounds.  Source: architecture.md §2.2.
 [[nodiscard]] std::vector<ExpectedWeight> expected_weights(const Config& config);
 
+// "layers.0.attn.wq_a.weight" -> "layers.0.attn.wq_a.scale".
+[[nodiscard]] std::string scale_name(std::string_view weight_name);
+// Of a weight [rows, cols]: the number of blocks each way, partial ones included.
+[[nodiscard]] Shape scale_shape(const Shape& weight, const QuantBlock& block);
+
 // Which storage a whole checkpoint is written in.
 enum class WeightFormat : std::uint8_t {
   published,  // fp4 experts, fp8 linears, bf16 rest (V4-Flash, V4-Pro)
