@@ -1,0 +1,25 @@
+#include "kernels/embed.h"
+
+#include "kernels/cpu/simd.h"
+
+namespace hadal::kernels::cpu {
+
+void embed(Stream& stream, const EmbedArgs& a) {
+  const std::int64_t n_streams = a.y.dim(1), hidden = a.y.dim(2);
+  const auto* ids = a.ids.data<const std::int32_t>();
+  dispatch_activation(a.y.dtype(), [&]<class T>() {
+    dispatch_activation(a.table.dtype(), [&]<class W>() {
+      stream.pool().parallel_for(a.y.dim(0), 16, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t) {
+          const W* row = a.table.data<const W>() + ids[t] * hidden;
+          T* y = a.y.data<T>() + t * n_streams * hidden;
+          for (std::int64_t j = 0; j < n_streams; ++j) {
+            for (std::int64_t i = 0; i < hidden; ++i) y[j * hidden + i] = store<T>(load(row[i]));
+          }
+        }
+      });
+    });
+  });
+}
+
+}  // namespace hadal::kernels::cpu

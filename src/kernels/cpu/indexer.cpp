@@ -1,0 +1,184 @@
+#include "kernels/indexer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/quant.h"
+#include "kernels/cpu/dot.h"
+#include "kernels/cpu/kv_rows.h"
+#include "kernels/cpu/simd.h"
+
+namespace hadal::kernels::cpu {
+
+namespace {
+
+HADAL_SIMD_CLONES void hadamard_row(float* v, std::int64_t n) {
+  for (std::int64_t half = 1; half < n; half *= 2) {
+    for (std::int64_t i = 0; i < n; i += 2 * half) {
+      for (std::int64_t j = i; j < i + half; ++j) {
+        const float a = v[j], b = v[j + half];
+        v[j] = a + b;
+        v[j + half] = a - b;
+      }
+    }
+  }
+}
+
+// acc[s] += w * relu(dot[s]), with the reference's roundings for bf16.
+template <class T>
+HADAL_SIMD_CLONES void add_head(float* acc, const float* dots, float weight, std::int64_t n) {
+  for (std::int64_t s = 0; s < n; ++s) {
+    const float dot = rounded<T>(dots[s]);
+    acc[s] += rounded<T>((dot > 0.0f ? dot : 0.0f) * weight);
+  }
+}
+template void add_head<float>(float*, const float*, float, std::int64_t);
+template void add_head<bf16>(float*, const float*, float, std::int64_t);
+
+WeightRows page_keys(const PagedRows& keys, std::int64_t page, std::int64_t n) {
+  const bool fp4 = keys.format.kind == KvRowKind::fp4;
+  std::byte* base = keys.pages[static_cast<std::size_t>(page)];
+  WeightRows rows{};
+  rows.dtype = fp4 ? DType::f4_e2m1 : DType::f32;
+  rows.data = base;
+  rows.scale = fp4 ? base + keys.rows_per_page * keys.format.data_bytes() : nullptr;
+  rows.scale_dtype = DType::ue8m0;
+  rows.rows = n;
+  rows.cols = keys.format.width;
+  rows.block = kFp4Block;
+  return rows;
+}
+
+// Marks the topk largest of scores[0, n), ties to the lower index, as an ascending list.
+void select_topk(const float* scores, std::int64_t n, std::int64_t topk, std::int32_t* out,
+                 std::vector<float>& scratch) {
+  std::int64_t kept = 0;
+  if (n <= topk) {
+    for (; kept < n; ++kept) out[kept] = static_cast<std::int32_t>(kept);
+  } else {
+    scratch.assign(scores, scores + n);
+    const auto kth = scratch.begin() + (topk - 1);
+    std::nth_element(scratch.begin(), kth, scratch.end(), std::greater<>());
+    const float threshold = *kth;
+    const auto above = std::count_if(scores, scores + n, [&](float s) { return s > threshold; });
+    std::int64_t ties = topk - above;  // the lowest entries among the equal ones
+    for (std::int64_t s = 0; s < n; ++s) {
+      if (kept < topk && (scores[s] > threshold || (scores[s] == threshold && ties-- > 0))) {
+        out[kept++] = static_cast<std::int32_t>(s);
+      }
+    }
+  }
+  std::fill(out + kept, out + topk, -1);
+}
+
+// Scores of one query against the keys of one page.
+template <class T>
+void score_page(const IndexTopkArgs& a, const IndexSequence& s, const ActivationPanel& panel,
+                std::int64_t t, std::int64_t page, std::int64_t n, float* scores) {
+  thread_local std::vector<float> dots;
+  const std::int64_t n_heads = a.q.dim(1);
+  dots.resize(static_cast<std::size_t>(n_heads * n));
+  std::fill(scores, scores + n, 0.0f);
+  dot_rows(panel, t * n_heads, (t + 1) * n_heads, page_keys(s.keys, page, s.keys.rows_per_page), 0,
+           n, dots.data(), n);
+  const T* weights = a.weights.data<const T>() + t * n_heads;
+  for (std::int64_t h = 0; h < n_heads; ++h) {
+    add_head<T>(scores, dots.data() + h * n, load(weights[h]), n);
+  }
+  for (std::int64_t i = 0; i < n; ++i) scores[i] = rounded<T>(scores[i]);
+}
+
+// Queries go in blocks, and a block's work is split over queries and pages, so that one query over
+// a long history keeps every thread busy and many queries do not need the whole score matrix.
+constexpr std::int64_t kQueryBlock = 32;
+
+template <class T>
+void index_sequence(Stream& stream, const IndexTopkArgs& a, const IndexSequence& s,
+                    const ActivationPanel& panel) {
+  const std::int64_t topk = a.selected.dim(1), per_page = s.keys.rows_per_page;
+  thread_local std::vector<float> block_scores;
+  for (std::int64_t t0 = s.begin; t0 < s.end; t0 += kQueryBlock) {
+    const std::int64_t t1 = std::min(s.end, t0 + kQueryBlock);
+    const auto visible = [&](std::int64_t t) { return (s.start + t - s.begin + 1) / a.ratio; };
+    const std::int64_t n_pages = (visible(t1 - 1) + per_page - 1) / per_page;
+    const std::int64_t stride = n_pages * per_page;
+    block_scores.resize(static_cast<std::size_t>((t1 - t0) * stride));
+    float* scores = block_scores.data();
+    if (visible(t1 - 1) > topk) {
+      stream.pool().parallel_for((t1 - t0) * n_pages, 1, [&](std::int64_t i0, std::int64_t i1) {
+        for (std::int64_t i = i0; i < i1; ++i) {
+          const std::int64_t t = t0 + i / n_pages, page = i % n_pages;
+          const std::int64_t n = std::min(per_page, visible(t) - page * per_page);
+          if (n <= 0 || visible(t) <= topk) continue;
+          score_page<T>(a, s, panel, t, page, n, scores + (t - t0) * stride + page * per_page);
+        }
+      });
+    }
+    stream.pool().parallel_for(t1 - t0, 1, [&](std::int64_t i0, std::int64_t i1) {
+      thread_local std::vector<float> scratch;
+      for (std::int64_t i = i0; i < i1; ++i) {
+        select_topk(scores + i * stride, visible(t0 + i), topk,
+                    a.selected.data<std::int32_t>() + (t0 + i) * topk, scratch);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void hadamard(Stream& stream, const HadamardArgs& a) {
+  const std::int64_t n = a.x.dim(1);
+  const float factor = 1.0f / std::sqrt(static_cast<float>(n));
+  dispatch_activation(a.x.dtype(), [&]<class T>() {
+    stream.pool().parallel_for(a.x.dim(0), 64, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> row(static_cast<std::size_t>(n));
+      for (std::int64_t r = begin; r < end; ++r) {
+        T* x = a.x.data<T>() + r * n;
+        for (std::int64_t i = 0; i < n; ++i) row[static_cast<std::size_t>(i)] = load(x[i]);
+        hadamard_row(row.data(), n);
+        for (std::int64_t i = 0; i < n; ++i) {
+          x[i] = store<T>(row[static_cast<std::size_t>(i)] * factor);
+        }
+      }
+    });
+  });
+}
+
+void fake_quantize_fp4(Stream& stream, const FakeQuantizeFp4Args& a) {
+  dispatch_activation(a.x.dtype(), [&]<class T>() {
+    const std::int64_t n_blocks = a.x.numel() / kFp4Block.cols;
+    stream.pool().parallel_for(n_blocks, 256, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        T* x = a.x.data<T>() + b * kFp4Block.cols;
+        float amax = 0.0f;
+        for (int i = 0; i < kFp4Block.cols; ++i) amax = std::max(amax, std::fabs(load(x[i])));
+        const float scale = exp2_int(e2m1_scale_exponent(amax));
+        for (int i = 0; i < kFp4Block.cols; ++i) {
+          x[i] = store<T>(e2m1_to_float(to_e2m1(load(x[i]) / scale)) * scale);
+        }
+      }
+    });
+  });
+}
+
+void index_topk(Stream& stream, const IndexTopkArgs& a) {
+  if (a.q.dim(0) == 0 || a.sequences.empty()) return;
+  const std::int64_t n_tokens = a.q.dim(0), n_heads = a.q.dim(1), width = a.q.dim(2);
+  // Scores only matter where there is something to leave out.
+  const bool any_scores = std::any_of(a.sequences.begin(), a.sequences.end(), [&](const auto& s) {
+    return (s.start + s.end - s.begin) / a.ratio > a.selected.dim(1);
+  });
+  thread_local ActivationPanel panel;
+  if (any_scores) {
+    panel.prepare(stream.pool(), a.q.reshape({n_tokens * n_heads, width}),
+                  page_keys(a.sequences.front().keys, 0, 1), ActivationQuant::none);
+  }
+  const ActivationPanel& shared = panel;
+  dispatch_activation(a.q.dtype(), [&]<class T>() {
+    for (const IndexSequence& s : a.sequences) index_sequence<T>(stream, a, s, shared);
+  });
+}
+
+}  // namespace hadal::kernels::cpu

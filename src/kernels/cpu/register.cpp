@@ -1,0 +1,62 @@
+// Every CPU kernel, by name and activation dtype.
+#include "kernels/compress_kv.h"
+#include "kernels/elementwise.h"
+#include "kernels/embed.h"
+#include "kernels/hyper_connection.h"
+#include "kernels/indexer.h"
+#include "kernels/kv_rows.h"
+#include "kernels/linear.h"
+#include "kernels/moe.h"
+#include "kernels/registry.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/sparse_attention.h"
+
+namespace hadal::kernels::cpu {
+
+void embed(Stream&, const EmbedArgs&);
+void rms_norm(Stream&, const RmsNormArgs&);
+void head_norm(Stream&, const HeadNormArgs&);
+void rope(Stream&, const RopeArgs&);
+void linear(Stream&, const LinearArgs&);
+void hc_pre(Stream&, const HcPreArgs&);
+void hc_post(Stream&, const HcPostArgs&);
+void hc_head(Stream&, const HcHeadArgs&);
+void compress_kv(Stream&, const CompressKvArgs&);
+void store_kv_rows(Stream&, const StoreRowsArgs&);
+void copy_kv_rows(Stream&, const CopyRowsArgs&);
+void hadamard(Stream&, const HadamardArgs&);
+void fake_quantize_fp4(Stream&, const FakeQuantizeFp4Args&);
+void index_topk(Stream&, const IndexTopkArgs&);
+void sparse_attention(Stream&, const SparseAttentionArgs&);
+void moe_route(Stream&, const MoeRouteArgs&);
+void moe_experts(Stream&, const MoeExpertsArgs&);
+void add_to_streams(Stream&, const AddToStreamsArgs&);
+void scale(Stream&, const ScaleArgs&);
+
+void register_kernels(KernelRegistry& registry) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const KernelKey key{DeviceKind::cpu, dtype};
+    registry.add(kEmbed, key, embed);
+    registry.add(kRmsNorm, key, rms_norm);
+    registry.add(kHeadNorm, key, head_norm);
+    registry.add(kRope, key, rope);
+    registry.add(kLinear, key, linear);
+    registry.add(kHcPre, key, hc_pre);
+    registry.add(kHcPost, key, hc_post);
+    registry.add(kHcHead, key, hc_head);
+    registry.add(kCompressKv, key, compress_kv);
+    registry.add(kStoreRows, key, store_kv_rows);
+    registry.add(kCopyRows, key, copy_kv_rows);
+    registry.add(kHadamard, key, hadamard);
+    registry.add(kFakeQuantizeFp4, key, fake_quantize_fp4);
+    registry.add(kIndexTopk, key, index_topk);
+    registry.add(kSparseAttention, key, sparse_attention);
+    registry.add(kMoeRoute, key, moe_route);
+    registry.add(kMoeExperts, key, moe_experts);
+    registry.add(kAddToStreams, key, add_to_streams);
+    registry.add(kScale, key, scale);
+  }
+}
+
+}  // namespace hadal::kernels::cpu

@@ -1,0 +1,15 @@
+#pragma once
+
+#include "kernels/registry.h"
+
+namespace hadal {
+
+// y[t, j, :] = table[ids[t], :] for every stream j.
+struct EmbedArgs {
+  TensorView y;      // [n_tokens, hc_mult, hidden]  bf16 | f32
+  TensorView ids;    // [n_tokens]                   i32, checked by the caller
+  TensorView table;  // [vocab, hidden]              bf16 | f32
+};
+inline constexpr KernelName<EmbedArgs> kEmbed{"embed"};
+
+}  // namespace hadal

@@ -1,0 +1,35 @@
+#include "model/block.h"
+
+#include "model/weights.h"
+#include "ops/rms_norm.h"
+
+namespace hadal::model {
+
+HyperConnection::HyperConnection(const Config& config, const BoundWeights& weights,
+                                 const std::string& prefix)
+    : weights_(hc_weights(weights, prefix)),
+      options_{.sinkhorn_iters = static_cast<int>(config.hc_sinkhorn_iters),
+               .hc_eps = config.hc_eps,
+               .norm_eps = config.rms_norm_eps} {}
+
+Block::Block(const Config& config, const LayerSpec& layer, std::int64_t layer_index,
+             const BoundWeights& weights, const std::string& prefix,
+             const ops::RopeFrequencies& rope, std::size_t rope_index)
+    : attn_hc_(config, weights, prefix + ".hc_attn"),
+      ffn_hc_(config, weights, prefix + ".hc_ffn"),
+      attn_norm_(as_f32(weights.plain(prefix + ".attn_norm.weight"))),
+      ffn_norm_(as_f32(weights.plain(prefix + ".ffn_norm.weight"))),
+      attention_(config, layer, layer_index, weights, prefix + ".attn", rope, rope_index),
+      moe_(config, layer, weights, prefix + ".ffn"),
+      norm_eps_(config.rms_norm_eps) {}
+
+Tensor Block::forward(ExecContext& ctx, const Step& step, const Tensor& streams) const {
+  const Tensor h = attn_hc_.around(ctx, streams, [&](const Tensor& x) {
+    return attention_.forward(ctx, step, ops::rms_norm(ctx, x, attn_norm_, norm_eps_));
+  });
+  return ffn_hc_.around(ctx, h, [&](const Tensor& x) {
+    return moe_.forward(ctx, step, ops::rms_norm(ctx, x, ffn_norm_, norm_eps_));
+  });
+}
+
+}  // namespace hadal::model

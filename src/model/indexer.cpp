@@ -1,0 +1,53 @@
+#include "model/indexer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/elementwise.h"
+#include "ops/indexer.h"
+#include "ops/kv_rows.h"
+#include "ops/linear.h"
+
+namespace hadal::model {
+
+Indexer::Indexer(const Config& config, const LayerSpec& layer, const BoundWeights& weights,
+                 const std::string& prefix, const ops::RopeFrequencies& rope)
+    : compressor_(config, layer, weights, prefix + ".compressor", rope),
+      q_proj_(weights.linear(prefix + ".wq_b.weight")),
+      weights_proj_(weights.linear(prefix + ".weights_proj.weight")),
+      n_heads_(config.index_n_heads),
+      width_(config.index_head_dim),
+      topk_(config.index_topk),
+      ratio_(layer.compress_ratio) {}
+
+Tensor Indexer::forward(ExecContext& ctx, const Step& step, const Tensor& x, const Tensor& q_latent,
+                        std::span<const LayerHistory> histories, const Tensor& rope_table) const {
+  const bool fp4 = step.kv.index_format().kind == KvRowKind::fp4;
+  std::vector<CompressorTail> tails;
+  for (const LayerHistory& history : histories) tails.push_back(history.index_tail);
+  Compressor::Output keys = compressor_.forward(ctx, step, x, tails);
+  if (fp4) keys.entries = ops::hadamard(ctx, std::move(keys.entries));
+
+  std::vector<IndexSequence> sequences;
+  bool everything_visible = true;
+  for (std::size_t i = 0; i < histories.size(); ++i) {
+    const TokenBatch::Sequence& s = step.batch.sequences[i];
+    const Compressor::NewEntries& added = keys.by_sequence[i];
+    ops::store_rows(ctx, keys.entries.slice(added.row, added.row + added.count),
+                    histories[i].index_keys, added.first);
+    sequences.push_back({s.begin, s.end, s.start, histories[i].index_keys});
+    everything_visible &= (s.start + s.end - s.begin) / ratio_ <= topk_;
+  }
+  if (everything_visible) return {};
+
+  Tensor q = ops::linear(ctx, q_latent, q_proj_).reshape({x.dim(0), n_heads_, width_});
+  q = ops::rope(ctx, std::move(q), rope_table);
+  if (fp4) q = ops::fake_quantize_fp4(ctx, ops::hadamard(ctx, std::move(q)));
+  // Both scale factors ride on the head weights.
+  const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(width_)) /
+                                         std::sqrt(static_cast<double>(n_heads_)));
+  const Tensor weights = ops::scale(ctx, ops::linear(ctx, x, weights_proj_), factor);
+  return ops::index_topk(ctx, q, weights, topk_, ratio_, sequences);
+}
+
+}  // namespace hadal::model

@@ -1,0 +1,14 @@
+#pragma once
+
+#include "ops/exec_context.h"
+
+namespace hadal::ops {
+
+// y[t, j, :] = streams[t, j, :] + x[t, :], one rounding. The MTP block's input.
+//   streams [n_tokens, n, hidden], x [n_tokens, hidden], activation dtype
+[[nodiscard]] Tensor add_to_streams(ExecContext& ctx, const Tensor& streams, const Tensor& x);
+
+// y = x * factor, one rounding; x f32 or activation dtype, y of x's dtype.
+[[nodiscard]] Tensor scale(ExecContext& ctx, const Tensor& x, float factor);
+
+}  // namespace hadal::ops

@@ -1,0 +1,68 @@
+// ops: functions on Tensors, coarse as they will ever be fused. An op checks shapes, makes its
+// output and launches a kernel; it has no idea which layer it serves.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "core/allocator.h"
+#include "core/device.h"
+#include "core/numerics.h"
+#include "kernels/registry.h"
+
+namespace hadal {
+
+// Time spent inside each kernel, by name. Only filled when a context is given one.
+struct KernelProfile {
+  struct Entry {
+    std::int64_t calls = 0;
+    double seconds = 0;
+  };
+  std::map<std::string, Entry, std::less<>> kernels;
+  [[nodiscard]] double total_seconds() const;
+};
+
+// What an op needs to run: where, from which memory, with which kernels and roundings. A tape will
+// be one more member, null when serving; layers are written so that they will not notice.
+// Everything handed in must outlive the context.
+class ExecContext {
+ public:
+  ExecContext(Stream& stream, PoolAllocator& allocator, const KernelRegistry& registry,
+              Numerics numerics)
+      : stream_(&stream), allocator_(&allocator), registry_(&registry), numerics_(numerics) {}
+
+  [[nodiscard]] Numerics numerics() const { return numerics_; }
+  // bf16 in official numerics, f32 in fp32.
+  [[nodiscard]] DType activation_dtype() const {
+    return numerics_ == Numerics::official ? DType::bf16 : DType::f32;
+  }
+  [[nodiscard]] Stream& stream() const { return *stream_; }
+
+  [[nodiscard]] Tensor empty(Shape shape, DType dtype) const {
+    return allocator_->empty(shape, dtype);
+  }
+  [[nodiscard]] Tensor activation(Shape shape) const { return empty(shape, activation_dtype()); }
+
+  template <class Args>
+  void launch(KernelName<Args> name, DType dtype, const Args& args) const {
+    const auto kernel = registry_->find(name, {stream_->device(), dtype});
+    if (profile == nullptr) return kernel(*stream_, args);
+    const auto begin = std::chrono::steady_clock::now();
+    kernel(*stream_, args);
+    KernelProfile::Entry& entry = profile->kernels[name.name];
+    entry.calls += 1;
+    entry.seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+  KernelProfile* profile = nullptr;
+
+ private:
+  Stream* stream_;
+  PoolAllocator* allocator_;
+  const KernelRegistry* registry_;
+  Numerics numerics_;
+};
+
+}  // namespace hadal

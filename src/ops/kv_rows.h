@@ -1,0 +1,29 @@
+#pragma once
+
+#include "kernels/kv_rows.h"
+#include "ops/exec_context.h"
+
+namespace hadal::ops {
+
+// KV rows of one step, in the cache's storage format.
+struct StepRows {
+  Tensor storage;  // [n_rows, row_bytes] u8
+  std::byte* page = nullptr;
+  KvRowFormat format;
+  std::int64_t n_rows = 0;
+  // Borrows this object: it must stay where it is while the view is used.
+  [[nodiscard]] PagedRows view() const { return {format, {&page, 1}, n_rows}; }
+};
+
+// Rounds x [n_rows, width] to `format`: from here on the step reads what later steps will read.
+[[nodiscard]] StepRows store_step_rows(ExecContext& ctx, const Tensor& x,
+                                       const KvRowFormat& format);
+
+// Rounds x [n_rows, width] into rows first, first + 1, ... of a cache.
+void store_rows(ExecContext& ctx, const Tensor& x, const PagedRows& rows, std::int64_t first);
+
+// Copies rows [from_first, from_first + n) of a step into a ring of `modulus` slots at `first`.
+void copy_to_ring(ExecContext& ctx, const StepRows& from, std::int64_t from_first, std::int64_t n,
+                  const PagedRows& ring, std::int64_t first, std::int64_t modulus);
+
+}  // namespace hadal::ops

@@ -1,0 +1,67 @@
+#include "ops/rope.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace hadal::ops {
+
+RopeFrequencies rope_frequencies(const RopeParameters& p) {
+  const std::int64_t n_pairs = p.rope_dim / 2;
+  const auto dim = static_cast<double>(p.rope_dim);
+  RopeFrequencies frequencies;
+  frequencies.inverse_wavelength.reserve(static_cast<std::size_t>(n_pairs));
+  const bool yarn = p.yarn_factor > 1.0 && p.original_max_position_embeddings > 0;
+  double low = 0, high = 0;
+  if (yarn) {
+    const auto correction = [&](double rotations) {
+      return dim *
+             std::log(static_cast<double>(p.original_max_position_embeddings) /
+                      (rotations * 2 * std::numbers::pi)) /
+             (2 * std::log(p.theta));
+    };
+    low = std::max(std::floor(correction(p.beta_fast)), 0.0);
+    high = std::min(std::ceil(correction(p.beta_slow)), dim - 1);
+    if (low == high) high += 0.001;
+  }
+  for (std::int64_t i = 0; i < n_pairs; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(p.rope_dim);
+    // The power in double, rounded once: a float pow one ulp off already moves distant angles.
+    float f = 1.0f / static_cast<float>(std::pow(p.theta, static_cast<double>(exponent)));
+    if (yarn) {
+      const float ramp = std::clamp(
+          (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f,
+          1.0f);
+      const float smooth = 1.0f - ramp;
+      f = f / static_cast<float>(p.yarn_factor) * (1.0f - smooth) + f * smooth;
+    }
+    frequencies.inverse_wavelength.push_back(f);
+  }
+  return frequencies;
+}
+
+Tensor rope_table(ExecContext& ctx, const RopeFrequencies& frequencies,
+                  std::span<const std::int64_t> positions) {
+  const std::vector<float>& f = frequencies.inverse_wavelength;
+  Tensor table = ctx.empty(
+      {static_cast<std::int64_t>(positions.size()), static_cast<std::int64_t>(f.size()), 2},
+      DType::f32);
+  float* out = table.data<float>();
+  for (const std::int64_t position : positions) {
+    for (const float frequency : f) {
+      // The angle is the rounded product; its cosine is computed as exactly as double allows.
+      const float angle = static_cast<float>(position) * frequency;
+      *out++ = static_cast<float>(std::cos(static_cast<double>(angle)));
+      *out++ = static_cast<float>(std::sin(static_cast<double>(angle)));
+    }
+  }
+  return table;
+}
+
+Tensor rope(ExecContext& ctx, Tensor x, const Tensor& table, RopeDirection direction) {
+  HADAL_CHECK(x.dim(0) == table.dim(0) && 2 * table.dim(1) <= x.dim(2));
+  ctx.launch(kRope, x.dtype(), RopeArgs{.x = x, .table = table, .direction = direction});
+  return x;
+}
+
+}  // namespace hadal::ops
