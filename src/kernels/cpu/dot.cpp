@@ -46,7 +46,20 @@ void dot_rows(const ActivationPanel& x, std::int64_t m0, std::int64_t m1, const 
   HADAL_CHECK(m0 >= 0 && m1 <= x.n_rows() && n0 >= 0 && n1 <= w.rows);
   if (m0 >= m1 || n0 >= n1) return;
   const DotTask task{x.buffer_.get(), x.stride_, m0, m1, w, n0, n1, y, ldy};
+#if defined(__x86_64__)
+  if (x.chain_ == DotChain::bf16) return dot_avx512_bf16(task);
+  switch (x.isa_) {
+    case Isa::portable:
+      return dot_portable(task);
+    case Isa::avx2:
+      return dot_avx2(task);
+    case Isa::avx512:
+    case Isa::avx512_bf16:
+      return dot_avx512(task);
+  }
+#else
   dot_portable(task);
+#endif
 }
 
 std::int64_t dot_grain(const ThreadPool& pool, std::int64_t n_x_rows, const WeightRows& w) {

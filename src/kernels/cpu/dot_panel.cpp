@@ -108,7 +108,7 @@ HADAL_SIMD_CLONES void fill_bf16_bf16(const bf16* x, const RowPlan& plan, bf16* 
 }
 
 DotChain chain_for(Isa isa, DType x, const WeightRows& w, ActivationQuant quant) {
-  if (isa <= Isa::avx512_bf16) return DotChain::f32;
+  if (isa != Isa::avx512_bf16) return DotChain::f32;
   if (x != DType::bf16 && quant == ActivationQuant::none) return DotChain::f32;
   if (w.dtype == DType::bf16) return DotChain::bf16;
   if (w.scale_dtype != DType::ue8m0) return DotChain::f32;  // its products are not exact in bf16
