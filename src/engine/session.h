@@ -1,0 +1,102 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "cache/paged_kv.h"
+#include "engine/loaded_model.h"
+#include "engine/sampler.h"
+
+namespace hadal::engine {
+
+// Threads, memory and kernels for running models. Must outlive the sessions that use it.
+class Runtime {
+ public:
+  explicit Runtime(int n_threads = 0);  // 0: every core this process may use
+  [[nodiscard]] ExecContext context(Numerics numerics) {
+    return {stream_, allocator_, registry_, numerics};
+  }
+  [[nodiscard]] ThreadPool& pool() { return pool_; }
+  [[nodiscard]] const KernelRegistry& registry() const { return registry_; }
+  [[nodiscard]] PoolAllocator& allocator() { return allocator_; }
+
+ private:
+  ThreadPool pool_;
+  Stream stream_{pool_};
+  PoolAllocator allocator_;
+  KernelRegistry registry_;
+};
+
+struct SessionOptions {
+  Numerics numerics = Numerics::official;
+  std::int64_t prefill_chunk = 512;  // tokens a forward pass takes of a prompt; bits do not depend
+                                     // on it
+  // Tokens that the MTP block drafts a step; 0 decodes one by one. Ignored without MTP block.
+  std::int64_t draft_tokens = 0;
+};
+
+struct SessionStats {
+  std::int64_t prefilled_tokens = 0, reused_tokens = 0;
+  double prefill_seconds = 0;
+  std::int64_t decoded_tokens = 0, decode_steps = 0;
+  double decode_seconds = 0;
+  std::int64_t drafted_tokens = 0, accepted_drafts = 0;
+};
+
+// One sequence and its history. The text so far is `tokens()`; all of it but possibly the newest
+// token has passed through the model.
+class Session {
+ public:
+  // Throws unsupported when the model's sizes cannot run in these numerics.
+  Session(Runtime& runtime, const LoadedModel& loaded, const SessionOptions& options);
+  ~Session();
+
+  // Called between chunks; false stops the prefill with Error cancelled (progress is kept).
+  using PrefillProgress = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+  // Makes `prompt` the text: continues from what it shares with the present one where the history
+  // allows it, else starts over. Throws invalid_argument when it is empty, longer than the
+  // context, or has an id outside the vocabulary.
+  void set_prompt(std::span<const TokenId> prompt, const PrefillProgress& progress = nullptr);
+
+  // Draws the next tokens: one, or with drafts up to draft_tokens + 1, and appends them. The same
+  // tokens come in the same order whatever the options. `first_index` is the output index of the
+  // first one. Empty when the context is full.
+  [[nodiscard]] std::vector<SampledToken> step(Sampler& sampler, std::int64_t first_index);
+
+  // Drops the newest tokens, as many as the last step drew at most.
+  void truncate(std::int64_t n_tokens);
+  void reset();
+
+  [[nodiscard]] const std::vector<TokenId>& tokens() const { return tokens_; }
+  [[nodiscard]] const SessionStats& stats() const { return stats_; }
+  [[nodiscard]] std::int64_t context_limit() const { return config().max_position_embeddings; }
+  [[nodiscard]] std::int64_t vocab_size() const { return config().vocab_size; }
+  [[nodiscard]] cache::PagedKv::Bytes kv_bytes() const { return kv_.bytes(slot_); }
+  [[nodiscard]] ExecContext& context() { return ctx_; }
+
+ private:
+  [[nodiscard]] const model::Config& config() const { return loaded_.config; }
+  [[nodiscard]] std::int64_t n_tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
+  [[nodiscard]] bool drafting() const { return options_.draft_tokens > 0; }
+  [[nodiscard]] Tensor forward(std::int64_t begin, std::span<const TokenId> ids);
+  void teach_draft(std::int64_t begin, const Tensor& streams, std::span<const TokenId> next_ids);
+  [[nodiscard]] std::vector<TokenId> draft(Sampler& sampler, std::int64_t first_index);
+
+  const LoadedModel& loaded_;
+  SessionOptions options_;
+  ExecContext ctx_;
+  cache::PagedKv kv_;
+  std::int64_t slot_;
+  std::vector<TokenId> tokens_;
+  std::int64_t n_processed_ = 0;  // positions [0, n_processed_) are in the history
+  std::vector<float> logits_;     // of position n_processed_ - 1
+  // Streams of processed positions that the draft block has not seen: their next token was not
+  // known yet. Rows [0, k) are positions n_processed_ - k ...
+  Tensor pending_streams_;
+  SessionStats stats_;
+};
+
+}  // namespace hadal::engine
