@@ -51,7 +51,7 @@ struct PlainFormat {
   static constexpr bool kSharedScale = true;
   struct Scale {};
   static Scale scale(const WeightRows&, Index) { return {}; }
-  static Index units_per_scale(const WeightRows& w) { return w.cols + 1; }
+  static constexpr int kUnitsPerScale = 0;
 };
 
 struct F32Format : PlainFormat {
@@ -102,7 +102,7 @@ struct Fp8Format {
   static Scale scale(const WeightRows& w, Index i) {
     return _mm256_set1_ps(scale_at<kScale>(w, i) * 256.0f);
   }
-  static Index units_per_scale(const WeightRows& w) { return w.block.cols / kUnit; }
+  static constexpr int kUnitsPerScale = 0;
   static void decode(const std::byte* p, Scale scale, Pair* out) {
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
@@ -125,7 +125,7 @@ struct Fp4Format {
   static Scale scale(const WeightRows& w, Index i) {
     return _mm256_mul_ps(_mm256_loadu_ps(kE2m1Values), _mm256_set1_ps(scale_at<kScale>(w, i)));
   }
-  static Index units_per_scale(const WeightRows&) { return 1; }
+  static constexpr int kUnitsPerScale = 1;
   template <int kShift>
   static __m256 values(__m256i bytes, __m256 magnitudes) {
     const __m256i nibbles = kShift == 0 ? bytes : _mm256_srli_epi32(bytes, kShift);

@@ -50,7 +50,7 @@ struct PlainFormat {
   static constexpr bool kSharedScale = true;
   using Scale = NoScale;
   static Scale scale(const WeightRows&, Index) { return {}; }
-  static Index units_per_scale(const WeightRows& w) { return w.cols + 1; }
+  static constexpr int kUnitsPerScale = 0;
 };
 
 struct F32Format : PlainFormat {
@@ -90,7 +90,7 @@ struct Fp8Format {
   static Scale scale(const WeightRows& w, Index i) {
     return _mm512_set1_ps(scale_at<kScale>(w, i) * 256.0f);
   }
-  static Index units_per_scale(const WeightRows& w) { return w.block.cols / kUnit; }
+  static constexpr int kUnitsPerScale = 0;
   static void decode(const std::byte* p, Scale scale, __m512* out) {
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
@@ -114,7 +114,7 @@ struct Fp4Format {
       return _mm512_mul_ps(_mm512_loadu_ps(kE2m1Values), _mm512_set1_ps(scale_at<kScale>(w, i)));
     }
   }
-  static Index units_per_scale(const WeightRows&) { return 1; }
+  static constexpr int kUnitsPerScale = 1;
   static void decode(const std::byte* p, Scale values, __m512* out) {
     const __m512i bytes =
         _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -51,7 +51,7 @@ struct Bf16Format {
   static constexpr bool kSharedScale = true;
   struct Scale {};
   static Scale scale(const WeightRows&, Index) { return {}; }
-  static Index units_per_scale(const WeightRows& w) { return w.cols + 1; }
+  static constexpr int kUnitsPerScale = 0;
   static void decode(const std::byte* p, Scale, __m512i* out) { out[0] = _mm512_loadu_si512(p); }
 };
 
@@ -69,7 +69,7 @@ struct Fp8Format {
     return {_mm512_load_si512(t), _mm512_load_si512(t + 64), _mm512_load_si512(t + 128),
             _mm512_load_si512(t + 192)};
   }
-  static Index units_per_scale(const WeightRows& w) { return w.block.cols / kUnit; }
+  static constexpr int kUnitsPerScale = 0;
   static void decode(const std::byte* p, const Scale& s, __m512i* out) {
     const __m512i codes = _mm512_loadu_si512(p);
     const __m512i low = _mm512_permutex2var_epi8(s.low0, codes, s.low1);
@@ -81,8 +81,9 @@ struct Fp8Format {
   }
 };
 
-// Sixteen bytes become sixteen pairs of words that hold the low and the high nibble in their last
-// four bits; the look-up minds five, and the table has its sixteen values twice.
+// Sixteen bytes, four times over, are eight quadwords; each gives four words the eight bits that
+// begin at a nibble of its own, which is ColumnOrder::quads32. The look-up minds five bits of a
+// word, so the table has its sixteen values twice.
 struct Fp4Format {
   using Chain = Bf16Chain;
   static constexpr int kUnit = 32, kUnitBytes = 16;
@@ -91,12 +92,16 @@ struct Fp4Format {
   static Scale scale(const WeightRows& w, Index i) {
     return kFp4Bf16Tables.row[static_cast<std::uint8_t>(w.scale[i])];
   }
-  static Index units_per_scale(const WeightRows&) { return 1; }
+  static constexpr int kUnitsPerScale = 1;
   static void decode(const std::byte* p, Scale values, __m512i* out) {
     const __m512i bytes =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    const __m512i pairs = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-    out[0] = _mm512_permutexvar_epi16(pairs, _mm512_load_si512(values));
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    // Quadwords 2i and 2i + 1 take nibbles 4i..4i+3; the upper byte of a word does not matter.
+    const __m512i starts = _mm512_set_epi64(
+        0x003c003800340030, 0x003c003800340030, 0x002c002800240020, 0x002c002800240020,
+        0x001c001800140010, 0x001c001800140010, 0x000c000800040000, 0x000c000800040000);
+    const __m512i words = _mm512_multishift_epi64_epi8(starts, bytes);
+    out[0] = _mm512_permutexvar_epi16(words, _mm512_load_si512(values));
   }
 };
 

@@ -12,7 +12,8 @@
 //   Chain, kUnit       columns decoded at once, a multiple of kStep
 //   kUnitBytes         their bytes
 //   kSharedScale       one scale for a whole group of rows (the driver splits at scale blocks)
-//   Scale, scale(w, row_block, col_block); units_per_scale(w)
+//   Scale, scale(w, i)  what scale i of the weights makes of decode
+//   kUnitsPerScale     0: block.cols / kUnit; a format without scales returns {} from scale
 //   decode(bytes, scale, out[kUnit / kStep])
 //
 // Both paths below run the same chain for every output: zero, then every unit upward, then fold.
@@ -37,6 +38,13 @@ inline Index smaller(Index a, Index b) {
 // Scale blocks along a row.
 inline Index scale_cols(const WeightRows& w) {
   return (w.cols + w.block.cols - 1) / w.block.cols;
+}
+
+// Units that share a scale.
+template <class F>
+inline Index units_per_scale(const WeightRows& w) {
+  if constexpr (F::kUnitsPerScale > 0) return F::kUnitsPerScale;
+  return w.scale == nullptr ? w.cols + 1 : w.block.cols / F::kUnit;
 }
 
 template <class F>
@@ -75,15 +83,15 @@ inline void direct_tile(const DotTask& t, Index m, Index n, const std::byte* ahe
     for (int j = 0; j < NT; ++j) acc[i][j] = C::zero();
   }
   const Index full_units = w.cols / F::kUnit;
-  const Index units_per_scale = F::units_per_scale(w);
+  const Index per_scale = units_per_scale<F>(w);
   const std::byte* p = first.data;
   Index unit = 0;
   for (Index block = 0; unit < full_units; ++block) {
     typename F::Scale scale[kScales];
 #pragma GCC unroll 8
     for (int j = 0; j < kScales; ++j) scale[j] = F::scale(w, first.scale + j * row_scales + block);
-    const Index end = smaller(full_units, unit + units_per_scale);
-    for (; unit < end; ++unit) {
+    const Index end = F::kUnitsPerScale == 1 ? unit + 1 : smaller(full_units, unit + per_scale);
+    do {
       typename C::Vec xv[MT][kSteps<F>];
 #pragma GCC unroll 8
       for (int i = 0; i < MT; ++i) {
@@ -109,10 +117,10 @@ inline void direct_tile(const DotTask& t, Index m, Index n, const std::byte* ahe
         }
       }
       p += F::kUnitBytes;
-    }
+    } while (++unit < end);
   }
   if (const Index left = w.cols % F::kUnit; left != 0) {
-    const Index block = full_units / units_per_scale;
+    const Index block = full_units / per_scale;
     for (int j = 0; j < NT; ++j) {
       alignas(64) std::byte padded[F::kUnitBytes] = {};
       std::memcpy(padded, p + j * row_bytes,
@@ -163,27 +171,28 @@ inline void decode_row(const WeightRows& w, Index n, Index unit0, Index unit1,
   using C = typename F::Chain;
   const Row<F> row = row_at<F>(w, n);
   const Index full_units = w.cols / F::kUnit;
-  const Index units_per_scale = F::units_per_scale(w);
+  const Index per_scale = units_per_scale<F>(w);
   const Index end = smaller(unit1, full_units);
   Index unit = unit0;
   while (unit < end) {
-    const Index block = unit / units_per_scale;
+    const Index block = unit / per_scale;
     const auto scale = F::scale(w, row.scale + block);
-    const Index scale_end = smaller(end, (block + 1) * units_per_scale);
-    for (; unit < scale_end; ++unit) {
+    const Index scale_end =
+        F::kUnitsPerScale == 1 ? unit + 1 : smaller(end, (block + 1) * per_scale);
+    do {
       typename C::Vec v[kSteps<F>];
       F::decode(row.data + unit * F::kUnitBytes, scale, v);
 #pragma GCC unroll 8
       for (int s = 0; s < kSteps<F>; ++s) C::store(out + s * C::kStep, v[s]);
       out += F::kUnit;
-    }
+    } while (++unit < scale_end);
   }
   if (unit < unit1) {
     alignas(64) std::byte padded[F::kUnitBytes] = {};
     std::memcpy(padded, row.data + unit * F::kUnitBytes,
                 static_cast<std::size_t>(w.cols % F::kUnit * F::kUnitBytes / F::kUnit));
     typename C::Vec v[kSteps<F>];
-    F::decode(padded, F::scale(w, row.scale + unit / units_per_scale), v);
+    F::decode(padded, F::scale(w, row.scale + unit / per_scale), v);
     for (int s = 0; s < kSteps<F>; ++s) C::store(out + s * C::kStep, v[s]);
   }
 }

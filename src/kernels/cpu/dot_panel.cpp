@@ -59,6 +59,16 @@ inline void reorder_block(const float* v, ColumnOrder order, float* out) {
         for (int l = 0; l < 16; ++l) out[b + 16 + l] = v[b + 2 * l + 1];
       }
       return;
+    case ColumnOrder::quads32:
+      // Fours of the first and of the second sixteen columns, in turn.
+      for (std::int64_t b = 0; b < kBlock; b += 32) {
+        for (int quad = 0; quad < 4; ++quad) {
+          for (int half = 0; half < 2; ++half) {
+            std::copy_n(v + b + 16 * half + 4 * quad, 4, out + b + 8 * quad + 4 * half);
+          }
+        }
+      }
+      return;
     case ColumnOrder::unpack64:
       // Bytes unpacked to words inside 128-bit lanes: the low eight of every sixteen, then the
       // high eight.
@@ -118,8 +128,10 @@ DotChain chain_for(Isa isa, DType x, const WeightRows& w, ActivationQuant quant)
 }
 
 ColumnOrder order_for(DotChain chain, DType w) {
-  if (chain == DotChain::bf16)
-    return w == DType::f8_e4m3 ? ColumnOrder::unpack64 : ColumnOrder::natural;
+  if (chain == DotChain::bf16) {
+    if (w == DType::f8_e4m3) return ColumnOrder::unpack64;
+    return w == DType::f4_e2m1 ? ColumnOrder::quads32 : ColumnOrder::natural;
+  }
   return w == DType::bf16 || w == DType::f4_e2m1 ? ColumnOrder::even_odd32 : ColumnOrder::natural;
 }
 

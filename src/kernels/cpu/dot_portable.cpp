@@ -79,7 +79,7 @@ struct PlainFormat {
   static constexpr bool kSharedScale = true;
   struct Scale {};
   static Scale scale(const WeightRows&, Index) { return {}; }
-  static Index units_per_scale(const WeightRows& w) { return w.cols + 1; }
+  static constexpr int kUnitsPerScale = 0;
 };
 
 struct F32Format : PlainFormat {
@@ -121,7 +121,7 @@ struct Fp8Format {
   static constexpr bool kSharedScale = true;
   using Scale = float;
   static Scale scale(const WeightRows& w, Index i) { return scale_at<kScale>(w, i); }
-  static Index units_per_scale(const WeightRows& w) { return w.block.cols / kUnit; }
+  static constexpr int kUnitsPerScale = 0;
   static void decode(const std::byte* p, Scale scale, F32Chain::Vec* out) {
     float v[16];
     for (int l = 0; l < 16; ++l) v[l] = to_float(f8_e4m3{static_cast<std::uint8_t>(p[l])}) * scale;
@@ -136,7 +136,7 @@ struct Fp4Format {
   static constexpr bool kSharedScale = false;
   using Scale = float;
   static Scale scale(const WeightRows& w, Index i) { return scale_at<kScale>(w, i); }
-  static Index units_per_scale(const WeightRows&) { return 1; }
+  static constexpr int kUnitsPerScale = 1;
   static void decode(const std::byte* p, Scale scale, F32Chain::Vec* out) {
     float low[16], high[16];
     for (int l = 0; l < 16; ++l) {
