@@ -37,17 +37,25 @@ HADAL_SIMD_CLONES void add_head(float* acc, const float* dots, float weight, std
 template void add_head<float>(float*, const float*, float, std::int64_t);
 template void add_head<bf16>(float*, const float*, float, std::int64_t);
 
-WeightRows page_keys(const PagedRows& keys, std::int64_t page, std::int64_t n) {
-  const bool fp4 = keys.format.kind == KvRowKind::fp4;
+// How keys are read as weights, without saying where they are.
+WeightRows key_layout(const KvRowFormat& format, std::int64_t rows) {
+  const bool fp4 = format.kind == KvRowKind::fp4;
+  WeightRows keys{};
+  keys.dtype = fp4 ? DType::f4_e2m1 : DType::f32;
+  keys.scale_dtype = DType::ue8m0;
+  keys.rows = rows;
+  keys.cols = format.width;
+  keys.block = kFp4Block;
+  return keys;
+}
+
+WeightRows page_keys(const PagedRows& keys, std::int64_t page) {
+  WeightRows rows = key_layout(keys.format, keys.rows_per_page);
   std::byte* base = keys.pages[static_cast<std::size_t>(page)];
-  WeightRows rows{};
-  rows.dtype = fp4 ? DType::f4_e2m1 : DType::f32;
   rows.data = base;
-  rows.scale = fp4 ? base + keys.rows_per_page * keys.format.data_bytes() : nullptr;
-  rows.scale_dtype = DType::ue8m0;
-  rows.rows = n;
-  rows.cols = keys.format.width;
-  rows.block = kFp4Block;
+  if (keys.format.scale_bytes() > 0) {
+    rows.scale = base + keys.rows_per_page * keys.format.data_bytes();
+  }
   return rows;
 }
 
@@ -81,8 +89,7 @@ void score_page(const IndexTopkArgs& a, const IndexSequence& s, const Activation
   const std::int64_t n_heads = a.q.dim(1);
   dots.resize(static_cast<std::size_t>(n_heads * n));
   std::fill(scores, scores + n, 0.0f);
-  dot_rows(panel, t * n_heads, (t + 1) * n_heads, page_keys(s.keys, page, s.keys.rows_per_page), 0,
-           n, dots.data(), n);
+  dot_rows(panel, t * n_heads, (t + 1) * n_heads, page_keys(s.keys, page), 0, n, dots.data(), n);
   const T* weights = a.weights.data<const T>() + t * n_heads;
   for (std::int64_t h = 0; h < n_heads; ++h) {
     add_head<T>(scores, dots.data() + h * n, load(weights[h]), n);
@@ -173,7 +180,7 @@ void index_topk(Stream& stream, const IndexTopkArgs& a) {
   thread_local ActivationPanel panel;
   if (any_scores) {
     panel.prepare(stream.pool(), a.q.reshape({n_tokens * n_heads, width}),
-                  page_keys(a.sequences.front().keys, 0, 1), ActivationQuant::none);
+                  key_layout(a.sequences.front().keys.format, 1), ActivationQuant::none);
   }
   const ActivationPanel& shared = panel;
   dispatch_activation(a.q.dtype(), [&]<class T>() {
