@@ -16,39 +16,46 @@ namespace {
 constexpr std::int64_t kBlock = kActQuantBlock;  // columns handled at once
 static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order");
 
-// e4m3 rounding of v, |v| <= 448 after clamping, without leaving f32 and without branches.
-inline float round_to_e4m3(float v) {
-  const float magnitude = std::min(std::fabs(v), 448.0f);
+// What the clones further down call is inlined by force: a function of its own would be compiled
+// for the oldest machine only.
+
+// The nearest e4m3 to v, saturated (NaN, too), without leaving f32 and without branches, which the
+// compiler would not vectorise: hence the masks.
+[[gnu::always_inline]] inline float round_to_e4m3(float v) {
+  constexpr auto kLargest = std::bit_cast<std::uint32_t>(448.0f);
+  constexpr auto kSmallestNormal = std::bit_cast<std::uint32_t>(0x1p-6f);
+  const auto bits = std::bit_cast<std::uint32_t>(v);
+  const std::uint32_t u = std::min(bits & 0x7fffffffu, kLargest);
   // Below 2^-6 the codes are multiples of 2^-9: adding 1.5 * 2^14 leaves exactly those bits.
-  const float small = (magnitude + 0x1.8p14f) - 0x1.8p14f;
-  const auto u = std::bit_cast<std::uint32_t>(magnitude);
-  const std::uint32_t rounded_bits = (u + 0x7ffffu + ((u >> 20) & 1u)) & ~0xfffffu;
-  const float large = std::bit_cast<float>(rounded_bits);
-  const float r = magnitude < 0x1p-6f ? small : large;
-  return std::copysign(r, v);
+  const float small = (std::bit_cast<float>(u) + 0x1.8p14f) - 0x1.8p14f;
+  const std::uint32_t large = (u + 0x7ffffu + ((u >> 20) & 1u)) & ~0xfffffu;
+  const std::uint32_t is_small = 0u - static_cast<std::uint32_t>(u < kSmallestNormal);
+  const std::uint32_t magnitude =
+      (std::bit_cast<std::uint32_t>(small) & is_small) | (large & ~is_small);
+  return std::bit_cast<float>(magnitude | (bits & 0x80000000u));
 }
 
-// v[0, kBlock): to the nearest e4m3 times the block's scale. NaN stays NaN.
-inline void quantize_block(float* v) {
-  float lanes[16] = {};
+// v[0, kBlock): to the nearest e4m3 times the block's scale. A NaN spoils its block.
+[[gnu::always_inline]] inline void quantize_block(float* v) {
+  // Magnitudes compare as integers do, and NaN is the largest.
+  std::uint32_t lanes[16] = {};
   for (std::int64_t i = 0; i < kBlock; i += 16) {
     for (int l = 0; l < 16; ++l) {
-      const float a = std::fabs(v[i + l]);
+      const std::uint32_t a = std::bit_cast<std::uint32_t>(v[i + l]) & 0x7fffffffu;
       lanes[l] = lanes[l] > a ? lanes[l] : a;
     }
   }
-  float amax = 0.0f;
-  for (const float lane : lanes) amax = amax > lane ? amax : lane;
-  const int e = e4m3_scale_exponent(amax);
-  const float scale = exp2_int(e), inverse = exp2_int(-e);
-  for (std::int64_t i = 0; i < kBlock; ++i) {
-    const float scaled = v[i] * inverse;
-    const float rounded_value = round_to_e4m3(scaled) * scale;
-    v[i] = scaled == scaled ? rounded_value : scaled;
-  }
+  std::uint32_t amax = 0;
+  for (const std::uint32_t lane : lanes) amax = amax > lane ? amax : lane;
+  constexpr std::uint32_t kInfinity = 0x7f800000u;
+  const bool finite = amax < kInfinity;
+  const int e = finite ? e4m3_scale_exponent(std::bit_cast<float>(amax)) : 0;
+  const float inverse = exp2_int(-e);
+  const float scale = finite ? exp2_int(e) : std::bit_cast<float>(0x7fc00000u);
+  for (std::int64_t i = 0; i < kBlock; ++i) v[i] = round_to_e4m3(v[i] * inverse) * scale;
 }
 
-inline void reorder_block(const float* v, ColumnOrder order, float* out) {
+[[gnu::always_inline]] inline void reorder_block(const float* v, ColumnOrder order, float* out) {
   switch (order) {
     case ColumnOrder::natural:
       std::copy_n(v, kBlock, out);
@@ -90,17 +97,23 @@ struct RowPlan {
 };
 
 template <class X, class Out>
-inline void fill_row(const X* x, const RowPlan& plan, Out* out) {
+[[gnu::always_inline]] inline void fill_row(const X* x, const RowPlan& plan, Out* out) {
   alignas(64) float v[kBlock];
   alignas(64) float ordered[kBlock];
   for (std::int64_t c = 0; c < plan.padded_cols; c += kBlock) {
-    const std::int64_t n = std::clamp<std::int64_t>(plan.cols - c, 0, kBlock);
-    for (std::int64_t i = 0; i < n; ++i) v[i] = load(x[c + i]);
-    for (std::int64_t i = n; i < kBlock; ++i) v[i] = 0.0f;
+    const std::int64_t n = plan.cols - c;
+    if (n >= kBlock) {
+      for (std::int64_t i = 0; i < kBlock; ++i) v[i] = load(x[c + i]);
+    } else {
+      for (std::int64_t i = 0; i < kBlock; ++i) v[i] = i < n ? load(x[c + i]) : 0.0f;
+    }
     if (plan.quant == ActivationQuant::fp8_block128) quantize_block(v);
     reorder_block(v, plan.order, ordered);
-    const std::int64_t n_out = std::min(kBlock, plan.padded_cols - c);
-    for (std::int64_t i = 0; i < n_out; ++i) out[c + i] = store<Out>(ordered[i]);
+    if (plan.padded_cols - c >= kBlock) {
+      for (std::int64_t i = 0; i < kBlock; ++i) out[c + i] = store<Out>(ordered[i]);
+    } else {
+      for (std::int64_t i = 0; i < 64; ++i) out[c + i] = store<Out>(ordered[i]);
+    }
   }
 }
 
