@@ -18,8 +18,12 @@ const io::SafetensorsFile& expected() {
       io::SafetensorsFile::open(std::string(kDirectory) + "/expected.safetensors");
   return file;
 }
-std::vector<TokenId> input(std::int64_t row) { return ids_of(expected().tensor("input_ids"), row); }
-std::vector<float> golden(const std::string& name) { return values(expected().tensor(name)); }
+std::vector<TokenId> input(std::int64_t row) {
+  return ids_of(expected().tensor("input_ids"), row);
+}
+std::vector<float> golden(const std::string& name) {
+  return values(expected().tensor(name));
+}
 
 std::vector<float> prompt_logits(std::int64_t row, std::size_t n) {
   SequenceRun run(tiny(), Numerics::official);

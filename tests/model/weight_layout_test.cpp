@@ -70,6 +70,10 @@ class Files {
   [[nodiscard]] io::Checkpoint checkpoint() const {
     std::vector<RawTensor> list;
     for (const auto& [name, t] : tensors) list.push_back(t);
+    std::stable_sort(list.begin(), list.end(), [](const RawTensor& a, const RawTensor& b) {
+      return bits(*io::safetensors_dtype(a.dtype)) > bits(*io::safetensors_dtype(b.dtype));
+    });
+    if (misaligned) list.insert(list.begin(), {"odd", "U8", {1}, "x"});
     return io::Checkpoint::from_files({parse_bytes(test::safetensors_bytes(list))}, "ckpt");
   }
   RawTensor& at(const std::string& name) { return tensors.at(name); }
@@ -85,6 +89,7 @@ class Files {
   }
 
   std::map<std::string, RawTensor> tensors;
+  bool misaligned = false;
 };
 
 class Binding : public testing::Test {
@@ -307,6 +312,13 @@ TEST_F(Binding, WarnsOfWhatItLeavesOut) {
   files_.tensors.erase("vision.patch.weight");
   EXPECT_THAT(BoundWeights::bind(files_.checkpoint(), without_mtp).warnings(),
               ElementsAre(HasSubstr("the config has 0 MTP blocks")));
+}
+
+TEST_F(Binding, SaysWhatItCopies) {
+  files_.misaligned = true;
+  const auto warnings = bind().warnings();
+  ASSERT_EQ(warnings.size(), 2u);
+  EXPECT_THAT(warnings[0], HasSubstr("were copied to memory"));
 }
 
 TEST_F(Binding, AsksMustFit) {

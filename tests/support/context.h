@@ -6,8 +6,9 @@
 namespace hadal::test {
 
 struct TestContext {
-  explicit TestContext(Numerics numerics, int n_threads = 2)
-      : pool(n_threads), stream(pool), ctx(stream, allocator, registry(), numerics) {}
+  explicit TestContext(Numerics numerics, int n_threads = 2,
+                       const KernelRegistry& kernels = registry())
+      : pool(n_threads), stream(pool), ctx(stream, allocator, kernels, numerics) {}
 
   static const KernelRegistry& registry() {
     static const KernelRegistry instance = [] {
@@ -30,8 +31,10 @@ inline Tensor to_dtype(const TensorView& t, DType dtype) {
   for (std::int64_t i = 0; i < t.numel(); ++i) {
     const float v =
         t.dtype() == DType::bf16 ? to_float(t.data<const bf16>()[i]) : t.data<const float>()[i];
-    if (dtype == DType::bf16) out.data<bf16>()[i] = to_bf16(v);
-    else out.data<float>()[i] = v;
+    if (dtype == DType::bf16)
+      out.data<bf16>()[i] = to_bf16(v);
+    else
+      out.data<float>()[i] = v;
   }
   return out;
 }

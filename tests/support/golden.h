@@ -17,11 +17,20 @@ inline std::vector<float> values(const TensorView& t) {
   for (std::int64_t i = 0; i < t.numel(); ++i) {
     float& v = out[static_cast<std::size_t>(i)];
     switch (t.dtype()) {
-      case DType::f32: v = t.data<const float>()[i]; break;
-      case DType::bf16: v = to_float(t.data<const bf16>()[i]); break;
-      case DType::i32: v = static_cast<float>(t.data<const std::int32_t>()[i]); break;
-      case DType::u8: v = static_cast<float>(t.data<const std::uint8_t>()[i]); break;
-      default: ADD_FAILURE() << "values() of " << to_string(t.dtype());
+      case DType::f32:
+        v = t.data<const float>()[i];
+        break;
+      case DType::bf16:
+        v = to_float(t.data<const bf16>()[i]);
+        break;
+      case DType::i32:
+        v = static_cast<float>(t.data<const std::int32_t>()[i]);
+        break;
+      case DType::u8:
+        v = static_cast<float>(t.data<const std::uint8_t>()[i]);
+        break;
+      default:
+        ADD_FAILURE() << "values() of " << to_string(t.dtype());
     }
   }
   return out;

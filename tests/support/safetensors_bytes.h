@@ -37,7 +37,9 @@ inline std::string safetensors_bytes(const std::vector<RawTensor>& tensors) {
                       {"data_offsets", {data.size(), data.size() + t.data.size()}}};
     data += t.data;
   }
-  return with_header(header.dump(), data);
+  std::string text = header.dump();
+  text.append((64 - (8 + text.size()) % 64) % 64, ' ');  // data aligned, as writers leave it
+  return with_header(text, data);
 }
 
 inline io::SafetensorsFile parse_bytes(const std::string& bytes, std::string name = "test.st") {
