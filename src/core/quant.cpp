@@ -10,12 +10,45 @@ namespace hadal {
 
 namespace {
 
-float element(const TensorView& w, std::int64_t i) {
+std::uint32_t magnitude_bits(float x) {
+  return std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
+}
+
+// to_e4m3 of a value that is finite, without a branch, so that loops over it vectorise.
+std::uint8_t encode_e4m3(float x) {
+  const std::uint32_t sign = (std::bit_cast<std::uint32_t>(x) >> 24) & 0x80u;
+  const std::uint32_t m = std::min(magnitude_bits(x), 0x43e00000u);  // 448
+  const std::uint32_t subnormal =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(m) + 0x1p14f) - 0x46800000u;
+  const std::uint32_t normal = ((m + 0x7ffffu + ((m >> 20) & 1u)) >> 20) - (120u << 3);
+  return static_cast<std::uint8_t>(sign | (m < 0x3c800000u ? subnormal : normal));
+}
+
+// to_e2m1 of a value that is finite: the number of rounding boundaries below it. A tie belongs to
+// the even code.
+std::uint8_t encode_e2m1(float x) {
+  const float m = std::fabs(x);
+  const unsigned code = unsigned{m > 0.25f} + unsigned{m >= 0.75f} + unsigned{m > 1.25f} +
+                        unsigned{m >= 1.75f} + unsigned{m > 2.5f} + unsigned{m >= 3.5f} +
+                        unsigned{m > 5.0f};
+  return static_cast<std::uint8_t>(code | ((std::bit_cast<std::uint32_t>(x) >> 28) & 8u));
+}
+
+float load(float x) {
+  return x;
+}
+float load(bf16 x) {
+  return to_float(x);
+}
+
+// Calls fn with a pointer to the source's elements.
+template <class Fn>
+void with_elements(const TensorView& w, Fn&& fn) {
   switch (w.dtype()) {
     case DType::f32:
-      return w.data<const float>()[i];
+      return fn(w.data<const float>());
     case DType::bf16:
-      return to_float(w.data<const bf16>()[i]);
+      return fn(w.data<const bf16>());
     default:
       throw Error(
           ErrorCode::unsupported,
@@ -23,28 +56,129 @@ float element(const TensorView& w, std::int64_t i) {
   }
 }
 
-// Largest magnitude in a block; NaN or infinity anywhere is refused.
-float block_amax(const TensorView& w, std::int64_t row0, std::int64_t row1, std::int64_t col0,
-                 std::int64_t col1) {
-  const std::int64_t cols = w.dim(1);
-  float amax = 0.0f;
-  for (std::int64_t r = row0; r < row1; ++r) {
-    for (std::int64_t c = col0; c < col1; ++c) {
-      const float v = std::fabs(element(w, r * cols + c));
-      if (!std::isfinite(v)) {
-        throw Error(ErrorCode::corrupt_data,
-                    fmt::format("quantize: row {} column {} is {}; only finite weights can be "
-                                "quantised",
-                                r, c, element(w, r * cols + c)));
-      }
-      amax = std::max(amax, v);
-    }
+[[noreturn]] void throw_not_finite(std::int64_t row, std::int64_t column, float value) {
+  throw Error(ErrorCode::corrupt_data,
+              fmt::format("quantize: row {} column {} is {}; only finite weights can be quantised",
+                          row, column, value));
+}
+
+// Largest magnitude of n elements as bits, which order like the magnitudes; NaN and
+// infinity are the largest.
+template <class T>
+std::uint32_t max_magnitude(const T* w, std::int64_t n) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, magnitude_bits(load(w[i])));
+  return largest;
+}
+
+template <class T>
+void expect_finite(const T* w, std::int64_t n, std::uint32_t largest, std::int64_t row,
+                   std::int64_t column) {
+  if (largest < 0x7f800000u) return;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (!std::isfinite(load(w[i]))) throw_not_finite(row, column + i, load(w[i]));
   }
-  return amax;
 }
 
 ue8m0 encode_exponent(int e) {
   return {static_cast<std::uint8_t>(std::clamp(e + 127, 0, 254))};
+}
+
+// 1 / scale. Exact, and x * (1 / 2^e) is x / 2^e to the bit.
+float reciprocal(ue8m0 scale) {
+  return to_float(ue8m0{static_cast<std::uint8_t>(254 - scale.bits)});
+}
+
+template <class T>
+void fp4_rows(const T* w, std::int64_t rows, std::int64_t cols, std::uint8_t* out, ue8m0* scales) {
+  constexpr std::int64_t kBlock = kFp4Block.cols;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < cols; c += kBlock) {
+      const T* block = w + r * cols + c;
+      const std::uint32_t largest = max_magnitude(block, kBlock);
+      expect_finite(block, kBlock, largest, r, c);
+      const ue8m0 scale = encode_exponent(e2m1_scale_exponent(std::bit_cast<float>(largest)));
+      scales[(r * cols + c) / kBlock] = scale;
+      const float factor = reciprocal(scale);
+      std::uint8_t codes[kBlock];
+      for (std::int64_t i = 0; i < kBlock; ++i) codes[i] = encode_e2m1(load(block[i]) * factor);
+      std::uint8_t* packed = out + (r * cols + c) / 2;
+      for (std::int64_t i = 0; i < kBlock / 2; ++i) {
+        packed[i] = static_cast<std::uint8_t>(codes[2 * i] | (codes[2 * i + 1] << 4));
+      }
+    }
+  }
+}
+
+template <class T>
+void fp8_rows(const T* w, std::int64_t rows, std::int64_t cols, std::uint8_t* out, ue8m0* scales) {
+  const std::int64_t col_blocks = (cols + kFp8Block.cols - 1) / kFp8Block.cols;
+  std::vector<std::uint32_t> largest(static_cast<std::size_t>(col_blocks));
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kFp8Block.rows) {
+    const std::int64_t r1 = std::min(rows, r0 + kFp8Block.rows);
+    std::fill(largest.begin(), largest.end(), 0u);
+    for (std::int64_t r = r0; r < r1; ++r) {
+      for (std::int64_t b = 0; b < col_blocks; ++b) {
+        const std::int64_t c = b * kFp8Block.cols, n = std::min(kFp8Block.cols, cols - c);
+        const std::uint32_t m = max_magnitude(w + r * cols + c, n);
+        expect_finite(w + r * cols + c, n, m, r, c);
+        auto& block_max = largest[static_cast<std::size_t>(b)];
+        block_max = std::max(block_max, m);
+      }
+    }
+    ue8m0* row_scales = scales + (r0 / kFp8Block.rows) * col_blocks;
+    for (std::int64_t b = 0; b < col_blocks; ++b) {
+      const float amax = std::bit_cast<float>(largest[static_cast<std::size_t>(b)]);
+      row_scales[b] = encode_exponent(e4m3_scale_exponent(amax));
+    }
+    for (std::int64_t r = r0; r < r1; ++r) {
+      for (std::int64_t b = 0; b < col_blocks; ++b) {
+        const std::int64_t c = b * kFp8Block.cols, n = std::min(kFp8Block.cols, cols - c);
+        const float factor = reciprocal(row_scales[b]);
+        const T* from = w + r * cols + c;
+        std::uint8_t* to = out + r * cols + c;
+        for (std::int64_t i = 0; i < n; ++i) to[i] = encode_e4m3(load(from[i]) * factor);
+      }
+    }
+  }
+}
+
+// n elements of row r from column c on, unscaled.
+void load_elements(const QuantTensor& w, std::int64_t r, std::int64_t c, std::int64_t n,
+                   float* out) {
+  const std::int64_t at = r * w.cols() + c;
+  switch (w.data.dtype()) {
+    case DType::f32: {
+      const auto* x = w.data.data<const float>() + at;
+      std::copy(x, x + n, out);
+      return;
+    }
+    case DType::bf16: {
+      const auto* x = w.data.data<const bf16>() + at;
+      for (std::int64_t i = 0; i < n; ++i) out[i] = to_float(x[i]);
+      return;
+    }
+    case DType::f8_e4m3: {
+      const auto* x = w.data.data<const f8_e4m3>() + at;
+      for (std::int64_t i = 0; i < n; ++i) out[i] = to_float(x[i]);
+      return;
+    }
+    case DType::f4_e2m1: {
+      const auto* x = reinterpret_cast<const std::uint8_t*>(w.data.bytes());
+      for (std::int64_t i = 0; i < n; ++i) {
+        out[i] = e2m1_to_float(static_cast<std::uint8_t>(x[(at + i) / 2] >> (4 * ((at + i) & 1))));
+      }
+      return;
+    }
+    default:
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("dequantize: no code for {}", to_string(w.data.dtype())));
+  }
+}
+
+float scale_at(const QuantTensor& w, std::int64_t i) {
+  return w.scale.dtype() == DType::f32 ? w.scale.data<const float>()[i]
+                                       : to_float(w.scale.data<const ue8m0>()[i]);
 }
 
 }  // namespace
@@ -56,81 +190,41 @@ QuantTensor quantize_fp4(const TensorView& w) {
         ErrorCode::invalid_argument,
         fmt::format("quantize_fp4: {} columns; FP4 needs a multiple of {}", cols, kFp4Block.cols));
   }
-  QuantTensor q{Tensor::zeros({rows, cols}, DType::f4_e2m1),
+  QuantTensor q{Tensor::empty({rows, cols}, DType::f4_e2m1),
                 Tensor::empty({rows, cols / kFp4Block.cols}, DType::ue8m0), kFp4Block};
-  auto* out = reinterpret_cast<std::uint8_t*>(q.data.bytes());
-  auto* scales = q.scale.data<ue8m0>();
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t b = 0; b < cols / kFp4Block.cols; ++b) {
-      const std::int64_t c0 = b * kFp4Block.cols;
-      const float amax = block_amax(w, r, r + 1, c0, c0 + kFp4Block.cols);
-      const ue8m0 scale = encode_exponent(e2m1_scale_exponent(amax));
-      scales[r * (cols / kFp4Block.cols) + b] = scale;
-      for (std::int64_t c = c0; c < c0 + kFp4Block.cols; ++c) {
-        // Division by a power of two is exact down to the subnormals.
-        const std::uint8_t code = to_e2m1(element(w, r * cols + c) / to_float(scale));
-        out[(r * cols + c) / 2] |= static_cast<std::uint8_t>(code << (4 * (c & 1)));
-      }
-    }
-  }
+  with_elements(w, [&](const auto* elements) {
+    fp4_rows(elements, rows, cols, reinterpret_cast<std::uint8_t*>(q.data.bytes()),
+             q.scale.data<ue8m0>());
+  });
   return q;
 }
 
 QuantTensor quantize_fp8(const TensorView& w) {
   const std::int64_t rows = w.dim(0), cols = w.dim(1);
-  const std::int64_t row_blocks = (rows + kFp8Block.rows - 1) / kFp8Block.rows;
-  const std::int64_t col_blocks = (cols + kFp8Block.cols - 1) / kFp8Block.cols;
   QuantTensor q{Tensor::empty({rows, cols}, DType::f8_e4m3),
-                Tensor::empty({row_blocks, col_blocks}, DType::ue8m0), kFp8Block};
-  auto* out = q.data.data<f8_e4m3>();
-  for (std::int64_t rb = 0; rb < row_blocks; ++rb) {
-    for (std::int64_t cb = 0; cb < col_blocks; ++cb) {
-      const std::int64_t r1 = std::min(rows, (rb + 1) * kFp8Block.rows);
-      const std::int64_t c1 = std::min(cols, (cb + 1) * kFp8Block.cols);
-      const float amax = block_amax(w, rb * kFp8Block.rows, r1, cb * kFp8Block.cols, c1);
-      const ue8m0 scale = encode_exponent(e4m3_scale_exponent(amax));
-      q.scale.data<ue8m0>()[rb * col_blocks + cb] = scale;
-      for (std::int64_t r = rb * kFp8Block.rows; r < r1; ++r) {
-        for (std::int64_t c = cb * kFp8Block.cols; c < c1; ++c) {
-          out[r * cols + c] = to_e4m3(element(w, r * cols + c) / to_float(scale));
-        }
-      }
-    }
-  }
+                Tensor::empty({(rows + kFp8Block.rows - 1) / kFp8Block.rows,
+                               (cols + kFp8Block.cols - 1) / kFp8Block.cols},
+                              DType::ue8m0),
+                kFp8Block};
+  with_elements(w, [&](const auto* elements) {
+    fp8_rows(elements, rows, cols, reinterpret_cast<std::uint8_t*>(q.data.bytes()),
+             q.scale.data<ue8m0>());
+  });
   return q;
 }
 
 void dequantize_rows(const QuantTensor& w, std::int64_t begin, std::int64_t end, float* out) {
   const std::int64_t cols = w.cols();
-  const std::int64_t scale_cols = w.scale ? w.scale.dim(1) : 0;
+  const std::int64_t piece = w.scale ? w.block.cols : std::max<std::int64_t>(cols, 1);
   for (std::int64_t r = begin; r < end; ++r) {
-    for (std::int64_t c = 0; c < cols; ++c) {
-      const std::int64_t i = r * cols + c;
-      float v = 0.0f;
-      switch (w.data.dtype()) {
-        case DType::f32:
-          v = w.data.data<const float>()[i];
-          break;
-        case DType::bf16:
-          v = to_float(w.data.data<const bf16>()[i]);
-          break;
-        case DType::f8_e4m3:
-          v = to_float(w.data.data<const f8_e4m3>()[i]);
-          break;
-        case DType::f4_e2m1:
-          v = e2m1_to_float(static_cast<std::uint8_t>(
-              std::to_integer<unsigned>(w.data.bytes()[i / 2]) >> (4 * (i & 1))));
-          break;
-        default:
-          throw Error(ErrorCode::unsupported,
-                      fmt::format("dequantize: no code for {}", to_string(w.data.dtype())));
-      }
+    for (std::int64_t c = 0; c < cols; c += piece) {
+      const std::int64_t n = std::min(piece, cols - c);
+      load_elements(w, r, c, n, out);
       if (w.scale) {
-        const std::int64_t s = (r / w.block.rows) * scale_cols + c / w.block.cols;
-        v *= w.scale.dtype() == DType::f32 ? w.scale.data<const float>()[s]
-                                           : to_float(w.scale.data<const ue8m0>()[s]);
+        const float scale = scale_at(w, (r / w.block.rows) * w.scale.dim(1) + c / w.block.cols);
+        for (std::int64_t i = 0; i < n; ++i) out[i] *= scale;
       }
-      *out++ = v;
+      out += n;
     }
   }
 }

@@ -1,0 +1,98 @@
+#include <fmt/format.h>
+
+#include "cli/common.h"
+#include "cli/progress.h"
+#include "cli/subcommands.h"
+#include "model/convert.h"
+
+namespace hadal::cli {
+
+namespace {
+
+struct Options {
+  Path model, out;
+  std::string format = "published", shard_size = "4GiB";
+  bool force = false;
+  RunOptions run;
+};
+
+model::WeightFormat format_from(const std::string& name) {
+  using model::WeightFormat;
+  for (const auto format :
+       {WeightFormat::published, WeightFormat::fp8, WeightFormat::bf16, WeightFormat::f32}) {
+    if (name == to_string(format)) return format;
+  }
+  throw CLI::ValidationError("--format", name);
+}
+
+std::string report_table(const model::ConversionReport& report) {
+  std::string out = fmt::format("{:<26}{:>9}{:>14}{:>14}{:>17}\n", "tensors", "number", "before",
+                                "after", "relative error");
+  const auto row = [&](const std::string& what, std::int64_t n, std::size_t before,
+                       std::size_t after, const std::string& error) {
+    out += fmt::format("{:<26}{:>9}{:>14}{:>14}{:>17}\n", what, n,
+                       format_bytes(static_cast<double>(before)),
+                       format_bytes(static_cast<double>(after)), error);
+  };
+  std::int64_t n_tensors = 0;
+  for (const model::ConvertedKind& kind : report.kinds) {
+    row(kind.what, kind.n_tensors, kind.bytes_before, kind.bytes_after,
+        kind.relative_error > 0 ? fmt::format("{:.4f} %", 100 * kind.relative_error) : "exact");
+    n_tensors += kind.n_tensors;
+  }
+  row("all", n_tensors, report.bytes_before, report.bytes_after, "");
+  return out;
+}
+
+int run(const Options& options) {
+  const std::size_t shard_bytes = parse_size(options.shard_size);
+  options.run.apply();
+  ThreadPool pool(options.run.threads);
+  model::ConversionReport report;
+  {
+    ProgressBar bar("quantize", ProgressBar::Unit::bytes);
+    report = model::convert_checkpoint(
+        FileSystem::real(), pool, options.model, options.out,
+        {.format = format_from(options.format),
+         .output = {.shard_bytes = shard_bytes,
+                    .existing = options.force ? io::Existing::replace : io::Existing::refuse}},
+        [&](std::size_t done, std::size_t total) { bar.update(done, total); });
+  }
+  print(report_table(report));
+  for (const std::string& note : report.notes) print(fmt::format("note: {}\n", note));
+  print(fmt::format("{}: {} shard{}, format {}\n", options.out.string(), report.n_shards,
+                    report.n_shards == 1 ? "" : "s", options.format));
+  return 0;
+}
+
+Action add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("-m,--model", options->model,
+                 "checkpoint directory to read: bf16, f32, or any format hadal runs")
+      ->required();
+  app.add_option("-o,--out", options->out, "directory to write; must not exist")->required();
+  app.add_option("--format", options->format,
+                 "published: FP4 experts, FP8 linears; fp8: FP8 experts, too; bf16 and f32: no "
+                 "scales")
+      ->check(CLI::IsMember({"published", "fp8", "bf16", "f32"}))
+      ->capture_default_str();
+  app.add_option("--shard-size", options->shard_size, "largest file to write, such as 15MiB")
+      ->capture_default_str();
+  app.add_flag("--force", options->force, "replace the output directory when it exists");
+  add_run_options(app, options->run);
+  return [options] { return run(*options); };
+}
+
+}  // namespace
+
+const Subcommand kQuantize{
+    "quantize", "Convert a checkpoint to the published FP4 + FP8 format, or to another one",
+    "  hadal quantize --model trained-bf16 --out my-model\n"
+    "  hadal quantize --model trained-bf16 --out my-model --shard-size 15MiB --force\n"
+    "  hadal quantize --model DeepSeek-V4-Flash --out flash-bf16 --format bf16\n"
+    "\n"
+    "Every weight is read once beforehand, and NaN or infinity refused. The result is written to\n"
+    "OUT.partial and renamed when it is complete: a full disk or a crash leaves no half model.",
+    add};
+
+}  // namespace hadal::cli
