@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -123,13 +124,17 @@ const SafetensorsEntry* SafetensorsFile::find(std::string_view name) const {
 
 Tensor SafetensorsFile::tensor(const SafetensorsEntry& entry) const {
   std::byte* const data = storage_.get() + entry.offset;
-  const auto alignment = static_cast<std::uintptr_t>(std::max(1, bits(entry.dtype) / 8));
-  if (reinterpret_cast<std::uintptr_t>(data) % alignment == 0) {
+  if (is_aligned(entry)) {
     return {std::shared_ptr<std::byte>(storage_, data), entry.shape, entry.dtype};
   }
   Tensor copy = Tensor::empty(entry.shape, entry.dtype);
   std::memcpy(copy.bytes(), data, entry.nbytes);
   return copy;
+}
+
+bool SafetensorsFile::is_aligned(const SafetensorsEntry& entry) const {
+  const auto alignment = static_cast<std::uintptr_t>(std::max(1, bits(entry.dtype) / 8));
+  return reinterpret_cast<std::uintptr_t>(storage_.get() + entry.offset) % alignment == 0;
 }
 
 Tensor SafetensorsFile::tensor(std::string_view name) const {
@@ -209,13 +214,22 @@ const SafetensorsEntry* Checkpoint::find(std::string_view name) const {
   return &files_[it->second.file].entries()[it->second.entry];
 }
 
-Tensor Checkpoint::tensor(std::string_view name) const {
+const Checkpoint::Place& Checkpoint::place(std::string_view name) const {
   const auto it = by_name_.find(std::string(name));
   if (it == by_name_.end()) {
     throw Error(ErrorCode::not_found, fmt::format("{}: no tensor named {}", name_, name));
   }
-  const SafetensorsFile& file = files_[it->second.file];
-  return file.tensor(file.entries()[it->second.entry]);
+  return it->second;
+}
+
+Tensor Checkpoint::tensor(std::string_view name) const {
+  const Place& at = place(name);
+  return files_[at.file].tensor(files_[at.file].entries()[at.entry]);
+}
+
+bool Checkpoint::is_aligned(std::string_view name) const {
+  const Place& at = place(name);
+  return files_[at.file].is_aligned(files_[at.file].entries()[at.entry]);
 }
 
 std::vector<std::string> Checkpoint::names() const {

@@ -44,6 +44,8 @@ class SafetensorsFile {
   // its type does not allow is copied.
   [[nodiscard]] Tensor tensor(const SafetensorsEntry& entry) const;
   [[nodiscard]] Tensor tensor(std::string_view name) const;  // throws not_found
+  // Whether tensor() looks into the mapping; otherwise it copies.
+  [[nodiscard]] bool is_aligned(const SafetensorsEntry& entry) const;
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
  private:
@@ -68,7 +70,8 @@ class Checkpoint {
   [[nodiscard]] bool contains(std::string_view name) const { return find(name) != nullptr; }
   [[nodiscard]] const SafetensorsEntry* find(std::string_view name) const;
   [[nodiscard]] Tensor tensor(std::string_view name) const;  // throws not_found
-  [[nodiscard]] std::vector<std::string> names() const;      // file by file, in header order
+  [[nodiscard]] bool is_aligned(std::string_view name) const;
+  [[nodiscard]] std::vector<std::string> names() const;  // file by file, in header order
   [[nodiscard]] std::size_t size() const { return by_name_.size(); }
   [[nodiscard]] std::size_t total_bytes() const;  // of the tensors' data
 
@@ -77,6 +80,7 @@ class Checkpoint {
     std::size_t file = 0;
     std::size_t entry = 0;
   };
+  const Place& place(std::string_view name) const;  // throws not_found
   std::string name_;
   std::vector<SafetensorsFile> files_;
   std::unordered_map<std::string, Place> by_name_;

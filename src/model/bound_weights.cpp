@@ -67,6 +67,12 @@ class Binder {
         extra.push_back(name);
       }
     }
+    if (n_copied_ > 0) {
+      out.push_back(
+          fmt::format("{}: {} tensors ({} bytes) lie at odd addresses of their file and "
+                      "were copied to memory",
+                      checkpoint_.name(), n_copied_, copied_bytes_));
+    }
     if (n_mtp > 0) {
       out.push_back(fmt::format("{}: {} mtp.* tensors left out; the config has {} MTP blocks",
                                 checkpoint_.name(), n_mtp, config_.num_nextn_predict_layers));
@@ -101,6 +107,14 @@ class Binder {
       problems_.push_back(fmt::format(format, std::forward<Args>(args)...));
     }
     ++n_problems_;
+  }
+
+  Tensor tensor(const std::string& file_name) {
+    if (!checkpoint_.is_aligned(file_name)) {
+      ++n_copied_;
+      copied_bytes_ += checkpoint_.find(file_name)->nbytes;
+    }
+    return checkpoint_.tensor(file_name);
   }
 
   bool is_mtp_beyond(std::string_view official) const {
@@ -147,19 +161,19 @@ class Binder {
       case DType::f8_e4m3:
         if (!quantisable) break;
         if (!shape_fits(w, entry, w.shape)) return std::nullopt;
-        return with_scale(w, checkpoint_.tensor(file_name), kFp8Block);
+        return with_scale(w, tensor(file_name), kFp8Block);
       case DType::f32:
       case DType::bf16:
       case DType::f16:
         if (w.role == WeightRole::token_table) break;
         if (!shape_fits(w, entry, w.shape)) return std::nullopt;
         if (quantisable) refuse_scale(w, entry.dtype);
-        return QuantTensor{widened(w.role, checkpoint_.tensor(file_name)), {}, {}};
+        return QuantTensor{widened(w.role, tensor(file_name)), {}, {}};
       case DType::i64:
       case DType::i32:
         if (w.role != WeightRole::token_table) break;
         if (!shape_fits(w, entry, w.shape)) return std::nullopt;
-        return QuantTensor{checkpoint_.tensor(file_name), {}, {}};
+        return QuantTensor{tensor(file_name), {}, {}};
       default:
         break;
     }
@@ -179,7 +193,7 @@ class Binder {
     if (!shape_fits(w, entry, packed ? Shape{w.shape[0], w.shape[1] / 2} : w.shape)) {
       return std::nullopt;
     }
-    const Tensor data = checkpoint_.tensor(entry.name).reinterpret(w.shape, DType::f4_e2m1);
+    const Tensor data = tensor(entry.name).reinterpret(w.shape, DType::f4_e2m1);
     return with_scale(w, data, kFp4Block);
   }
 
@@ -199,7 +213,7 @@ class Binder {
               to_string(wanted));
       return std::nullopt;
     }
-    Tensor scale = checkpoint_.tensor(it->second);
+    Tensor scale = tensor(it->second);
     switch (entry.dtype) {
       case DType::u8:  // E8M0 bytes from a writer without a name for the type
         scale = scale.reinterpret(wanted, DType::ue8m0);
@@ -255,7 +269,7 @@ class Binder {
       }
       return std::nullopt;
     }
-    if (first_use) fused_[it->second] = widened(w.role, checkpoint_.tensor(it->second));
+    if (first_use) fused_[it->second] = widened(w.role, tensor(it->second));
     const std::int64_t begin = (expert * halves + (part == '3' ? 1 : 0)) * rows;
     const Tensor all =
         fused_.at(it->second).reshape({config_.n_routed_experts * halves * rows, w.shape[1]});
@@ -325,6 +339,7 @@ class Binder {
   std::unordered_map<std::string, Tensor> fused_;  // widened once for all experts in it
   std::vector<std::string> problems_;
   std::size_t n_problems_ = 0;
+  std::size_t n_copied_ = 0, copied_bytes_ = 0;  // for their alignment
 };
 
 }  // namespace
