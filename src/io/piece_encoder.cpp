@@ -51,14 +51,15 @@ PieceEncoder::PieceEncoder(const Vocabulary& vocabulary, const std::vector<Token
 void PieceEncoder::encode(std::string_view piece, Scratch& scratch,
                           std::vector<TokenId>& out) const {
   const std::uint64_t hash = hash_bytes(piece);
+  // The cache first: one line of memory, where the vocabulary takes several.
+  if (scratch.cache.append_known(piece, hash, out)) return;
+  const std::size_t before = out.size();
   if (const auto id = vocabulary_.find(piece, hash);
       id && is_whole_[static_cast<std::size_t>(*id)]) {
     out.push_back(*id);
-    return;
+  } else {
+    bpe_.encode(piece, scratch.bpe, out);
   }
-  if (scratch.cache.append_known(piece, hash, out)) return;
-  const std::size_t before = out.size();
-  bpe_.encode(piece, scratch.bpe, out);
   scratch.cache.remember(piece, hash, out.data() + before, out.size() - before);
 }
 

@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <new>
+#include <algorithm>
+#include <cstdint>
 
 #include "core/error.h"
 
@@ -18,6 +19,14 @@ constexpr std::size_t kMaxPatternBytes = 16 * 1024;
 // address space until it is used.
 constexpr std::size_t kJitStackStartBytes = 32 * 1024;
 constexpr std::size_t kJitStackMaxBytes = 8 * 1024 * 1024;
+
+// How often a match may backtrack: enough for any pattern that is linear in its text, such as \s+
+// giving up a long run of spaces one by one, and not for one that is exponential.
+std::uint32_t match_limit(std::size_t subject_size) {
+  constexpr std::uint64_t kBase = 1'000'000, kPerByte = 16;
+  return static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(kBase + kPerByte * subject_size, UINT32_MAX));
+}
 
 std::string pcre2_message(int code) {
   PCRE2_UCHAR text[256];
@@ -82,6 +91,7 @@ SplitRegex::SplitRegex(std::string_view pattern) : pattern_(pattern) {
 std::optional<SplitRegex::Span> SplitRegex::find(std::string_view subject, std::size_t from,
                                                  RegexScratch& scratch) const {
   const auto* text = reinterpret_cast<PCRE2_SPTR>(subject.data());
+  pcre2_set_match_limit(scratch.match_context_, match_limit(subject.size()));
   // Where PCRE2 has no JIT for this machine its interpreter gives the same matches, only slower.
   const int rc = has_jit_ ? pcre2_jit_match(code_.get(), text, subject.size(), from, 0,
                                             scratch.match_data_, scratch.match_context_)

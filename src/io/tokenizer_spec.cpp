@@ -18,7 +18,7 @@ namespace {
 // no order in this file means anything.
 using Json = nlohmann::json;
 
-constexpr std::int64_t kMaxId = (std::int64_t{1} << 24) - 1;
+constexpr std::uint64_t kMaxId = (1 << 24) - 1;
 constexpr std::size_t kMaxStages = 32;
 constexpr int kMaxSequenceDepth = 4;
 
@@ -61,10 +61,14 @@ const std::string& type_of(const Json& object, std::string_view where) {
   return expect_string(*type, fmt::format("{}.type", where));
 }
 
-TokenId expect_id(const Json& value, std::string_view name) {
-  if (!value.is_number_integer()) corrupt("{}: id is {}, wanted integer", name, value.type_name());
+// `describe` gives the id's name for a message; 128,000 names are not made to be thrown away.
+template <class Describe>
+TokenId expect_id(const Json& value, const Describe& describe) {
+  if (!value.is_number_integer()) {
+    corrupt("{}: id is {}, wanted integer", describe(), value.type_name());
+  }
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kMaxId) {
-    corrupt("{}: id {} is outside [0, {}]", name, value.dump(), kMaxId);
+    corrupt("{}: id {} is outside [0, {}]", describe(), value.dump(), kMaxId);
   }
   return static_cast<TokenId>(value.get<std::uint64_t>());
 }
@@ -235,8 +239,9 @@ AddedToken read_added_token(const Json& token, const std::string& where) {
   if (content == nullptr) corrupt("{}: no \"content\"", where);
   const Json* id = member(token, "id");
   if (id == nullptr) corrupt("{}: no \"id\"", where);
-  AddedToken result{expect_string(*content, where + ".content"), expect_id(*id, where),
-                    flag(token, "special", false, where), flag(token, "normalized", true, where)};
+  AddedToken result{expect_string(*content, where + ".content"),
+                    expect_id(*id, [&] { return where; }), flag(token, "special", false, where),
+                    flag(token, "normalized", true, where)};
   if (result.content.empty()) corrupt("{}.content: empty", where);
   for (const char* key : {"single_word", "lstrip", "rstrip"}) {
     if (flag(token, key, false, where)) {
@@ -275,9 +280,14 @@ TokenizerSpec read_spec(const Json& root) {
 
   IdOfSpelling id_of;                                         // views into `root`
   std::unordered_map<TokenId, std::string_view> spelling_of;  // likewise
-  for (const auto& [spelling, value] : vocab->items()) {
+  id_of.reserve(vocab->size());
+  spelling_of.reserve(vocab->size());
+  spec.vocabulary.reserve(vocab->size());
+  for (auto entry = vocab->begin(); entry != vocab->end(); ++entry) {
+    const std::string& spelling = entry.key();
     if (spelling.empty()) corrupt("model.vocab: an empty piece");
-    const TokenId id = expect_id(value, fmt::format("model.vocab[\"{}\"]", spelling));
+    const TokenId id =
+        expect_id(*entry, [&] { return fmt::format("model.vocab[\"{}\"]", spelling); });
     const auto [other, is_new] = spelling_of.try_emplace(id, spelling);
     if (!is_new) corrupt("model.vocab: \"{}\" and \"{}\" share id {}", other->second, spelling, id);
     id_of.emplace(spelling, id);

@@ -16,10 +16,20 @@ std::uint64_t fold_multiply(std::uint64_t a, std::uint64_t b) {
 constexpr std::uint64_t kSeed = 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio
 constexpr std::uint64_t kMix = 0xD6E8FEB86659FD93u;   // odd, bits well spread
 
-std::uint64_t load(const char* at, std::size_t n) {
-  std::uint64_t word = 0;
-  std::memcpy(&word, at, n);
+template <class Word>
+std::uint64_t load(const char* at) {
+  Word word;
+  std::memcpy(&word, at, sizeof word);
   return word;
+}
+
+// The last 0 to 8 bytes as one number; the loads overlap in the middle, so that none has a length
+// known only at run time. Texts of one length give different numbers, and the length is hashed too.
+std::uint64_t load_tail(const char* at, std::size_t n) {
+  if (n >= 4) return load<std::uint32_t>(at) | load<std::uint32_t>(at + n - 4) << 32;
+  if (n == 0) return 0;
+  return load<std::uint8_t>(at) | load<std::uint8_t>(at + n / 2) << 8 |
+         load<std::uint8_t>(at + n - 1) << 16;
 }
 
 }  // namespace
@@ -28,8 +38,8 @@ std::uint64_t hash_bytes(std::string_view bytes) {
   std::uint64_t h = kSeed ^ bytes.size();
   const char* at = bytes.data();
   std::size_t n = bytes.size();
-  for (; n > 8; at += 8, n -= 8) h = fold_multiply(h ^ load(at, 8), kMix);
-  return fold_multiply(h ^ load(at, n), kMix ^ kSeed);
+  for (; n > 8; at += 8, n -= 8) h = fold_multiply(h ^ load<std::uint64_t>(at), kMix);
+  return fold_multiply(h ^ load_tail(at, n), kMix ^ kSeed);
 }
 
 Vocabulary::Vocabulary(const std::vector<std::string>& bytes_by_id,
