@@ -15,20 +15,30 @@ std::string stream_whole(std::string_view bytes) {
   return head + stream.finish();
 }
 
+// The bit patterns of table 3-6, for surrogates too.
+std::string bytes_of(unsigned code_point) {
+  std::string text;
+  const auto tail = [&](int shift) {
+    text += static_cast<char>(0x80 | (code_point >> shift & 0x3F));
+  };
+  if (code_point < 0x80) {
+    text += static_cast<char>(code_point);
+  } else if (code_point < 0x800) {
+    text += static_cast<char>(0xC0 | code_point >> 6);
+    tail(0);
+  } else if (code_point < 0x10000) {
+    text += static_cast<char>(0xE0 | code_point >> 12);
+    tail(6), tail(0);
+  } else {
+    text += static_cast<char>(0xF0 | code_point >> 18);
+    tail(12), tail(6), tail(0);
+  }
+  return text;
+}
+
 TEST(FindInvalidUtf8, AcceptsEveryCharacterThatIsNotASurrogate) {
   for (unsigned c = 0; c <= 0x10FFFF; ++c) {
-    std::string text;
-    if (c < 0x80) {
-      text = {static_cast<char>(c)};
-    } else if (c < 0x800) {
-      text = {static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 0x3F))};
-    } else if (c < 0x10000) {
-      text = {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 0x3F)),
-              static_cast<char>(0x80 | (c & 0x3F))};
-    } else {
-      text = {static_cast<char>(0xF0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 0x3F)),
-              static_cast<char>(0x80 | (c >> 6 & 0x3F)), static_cast<char>(0x80 | (c & 0x3F))};
-    }
+    const std::string text = bytes_of(c);
     const bool surrogate = c >= 0xD800 && c <= 0xDFFF;
     ASSERT_EQ(find_invalid_utf8(text).has_value(), surrogate) << std::hex << c;
     ASSERT_EQ(stream_whole(text) == text, !surrogate) << std::hex << c;
