@@ -54,7 +54,7 @@ struct WeightRows {
 [[nodiscard]] WeightRows rows_of(const TensorView& w);  // [rows, cols], f32 | bf16
 
 enum class DotChain : std::uint8_t { f32, bf16 };  // what is multiplied, and a panel's element
-enum class ColumnOrder : std::uint8_t { natural, even_odd32, quads32, unpack64 };
+enum class ColumnOrder : std::uint8_t { natural, even_odd32, nibbles32, unpack64 };
 
 // Activations rearranged for one weight format and the instruction set that is active when
 // prepare runs. Good for every weight of the same dtype, scale dtype, block.cols and cols. The

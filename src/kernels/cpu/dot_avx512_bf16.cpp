@@ -27,7 +27,7 @@ struct Bf16Chain {
   static constexpr int kStep = 32;
   static constexpr int kTileX = 4, kTileRows = 6;
   static constexpr int kMaxDirect = 4;
-  static constexpr int direct_rows(int m) { return m == 1 ? 8 : m == 2 ? 6 : 4; }
+  static constexpr int direct_rows(int m) { return m == 1 ? 6 : m == 2 ? 6 : 4; }
 
   static Acc zero() { return _mm512_setzero_ps(); }
   static Acc load_acc(const float* p) { return _mm512_load_ps(p); }
@@ -81,9 +81,9 @@ struct Fp8Format {
   }
 };
 
-// Sixteen bytes, four times over, are eight quadwords; each gives four words the eight bits that
-// begin at a nibble of its own, which is ColumnOrder::quads32. The look-up minds five bits of a
-// word, so the table has its sixteen values twice.
+// Sixteen bytes, four times over, are sixteen dwords of eight nibbles. Each copy is shifted by a
+// nibble more, so that its words end in nibbles i and i + 4 of a dword: ColumnOrder::nibbles32. The
+// look-up minds five bits of a word, so the table has its sixteen values twice.
 struct Fp4Format {
   using Chain = Bf16Chain;
   static constexpr int kUnit = 32, kUnitBytes = 16;
@@ -96,11 +96,8 @@ struct Fp4Format {
   static void decode(const std::byte* p, Scale values, __m512i* out) {
     const __m512i bytes =
         _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    // Quadwords 2i and 2i + 1 take nibbles 4i..4i+3; the upper byte of a word does not matter.
-    const __m512i starts = _mm512_set_epi64(
-        0x003c003800340030, 0x003c003800340030, 0x002c002800240020, 0x002c002800240020,
-        0x001c001800140010, 0x001c001800140010, 0x000c000800040000, 0x000c000800040000);
-    const __m512i words = _mm512_multishift_epi64_epi8(starts, bytes);
+    const __m512i shifts = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
+    const __m512i words = _mm512_srlv_epi32(bytes, shifts);
     out[0] = _mm512_permutexvar_epi16(words, _mm512_load_si512(values));
   }
 };

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -66,13 +67,11 @@ static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order
         for (int l = 0; l < 16; ++l) out[b + 16 + l] = v[b + 2 * l + 1];
       }
       return;
-    case ColumnOrder::quads32:
-      // Fours of the first and of the second sixteen columns, in turn.
+    case ColumnOrder::nibbles32:
+      // Pairs of columns four apart: (0, 4), (8, 12), (16, 20), (24, 28), then (1, 5) and so on.
       for (std::int64_t b = 0; b < kBlock; b += 32) {
-        for (int quad = 0; quad < 4; ++quad) {
-          for (int half = 0; half < 2; ++half) {
-            std::copy_n(v + b + 16 * half + 4 * quad, 4, out + b + 8 * quad + 4 * half);
-          }
+        for (int first = 0; first < 4; ++first) {
+          for (int i = 0; i < 8; ++i) out[b + 8 * first + i] = v[b + 4 * i + first];
         }
       }
       return;
@@ -88,6 +87,13 @@ static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order
       }
       return;
   }
+}
+
+[[gnu::always_inline]] inline void write(float& to, float x) {
+  to = x;
+}
+[[gnu::always_inline]] inline void write(bf16& to, float x) {
+  to.bits = to_bf16(x).bits;
 }
 
 struct RowPlan {
@@ -110,9 +116,9 @@ template <class X, class Out>
     if (plan.quant == ActivationQuant::fp8_block128) quantize_block(v);
     reorder_block(v, plan.order, ordered);
     if (plan.padded_cols - c >= kBlock) {
-      for (std::int64_t i = 0; i < kBlock; ++i) out[c + i] = store<Out>(ordered[i]);
+      for (std::int64_t i = 0; i < kBlock; ++i) put(out[c + i], ordered[i]);
     } else {
-      for (std::int64_t i = 0; i < 64; ++i) out[c + i] = store<Out>(ordered[i]);
+      for (std::int64_t i = 0; i < 64; ++i) put(out[c + i], ordered[i]);
     }
   }
 }
@@ -143,7 +149,7 @@ DotChain chain_for(Isa isa, DType x, const WeightRows& w, ActivationQuant quant)
 ColumnOrder order_for(DotChain chain, DType w) {
   if (chain == DotChain::bf16) {
     if (w == DType::f8_e4m3) return ColumnOrder::unpack64;
-    return w == DType::f4_e2m1 ? ColumnOrder::quads32 : ColumnOrder::natural;
+    return w == DType::f4_e2m1 ? ColumnOrder::nibbles32 : ColumnOrder::natural;
   }
   return w == DType::bf16 || w == DType::f4_e2m1 ? ColumnOrder::even_odd32 : ColumnOrder::natural;
 }
