@@ -68,7 +68,8 @@ bool TolerantGrammar::step(Block& state, DsmlText& text, EventSink& sink) {
 
 bool TolerantGrammar::step(InvokeHeader&, DsmlText& text, EventSink& sink) {
   constexpr std::string_view kName = "name=\"";
-  const std::string_view rest = text.rest();
+  // Looked at up to the limit even when more is there, or the cut of the text would decide.
+  const std::string_view rest = text.rest().substr(0, kMaxInvokeHeader);
   const std::size_t n_whitespace = whitespace_prefix(rest);
   const std::string_view attributes = rest.substr(n_whitespace);
   const Match opener = match_prefix(attributes, kName, kMayGrow);
@@ -81,7 +82,7 @@ bool TolerantGrammar::step(InvokeHeader&, DsmlText& text, EventSink& sink) {
   const DeclaredTool* tool = is_whole ? declared(name) : nullptr;
   const bool is_refused =
       is_whole && (name.empty() || (opening_ && opening_->needs_declared && tool == nullptr));
-  if (is_bad || is_refused || (!is_whole && rest.size() > kMaxInvokeHeader)) {
+  if (is_bad || is_refused || (!is_whole && rest.size() == kMaxInvokeHeader)) {
     if (opening_) {
       reopen_as_text(text, sink);
       return true;

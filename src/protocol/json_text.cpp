@@ -126,7 +126,19 @@ class Builder final : public nlohmann::json_sax<WideJson> {
   std::vector<Frame> open_;
 };
 
+// What nlohmann's parser takes and JSON does not: a NUL, which it reads as the end, and a byte
+// order mark. Text that is pasted into other JSON must have neither.
+const char* not_json(std::string_view text) {
+  if (text.find('\0') != std::string_view::npos) return "it holds a NUL byte";
+  if (text.starts_with("\xEF\xBB\xBF")) return "it begins with a byte order mark";
+  return nullptr;
+}
+
 bool build(std::string_view text, Builder& builder) {
+  if (const char* reason = not_json(text)) {
+    builder.error = reason;
+    return false;
+  }
   return WideJson::sax_parse(text.begin(), text.end(), &builder);
 }
 
@@ -247,7 +259,7 @@ const char* Json::type_name() const {
 }
 
 bool is_json(std::string_view text) {
-  return WideJson::accept(text.begin(), text.end());
+  return not_json(text) == nullptr && WideJson::accept(text.begin(), text.end());
 }
 
 void append_json_escaped(std::string& out, std::string_view text) {

@@ -29,7 +29,7 @@ class Json {
   static constexpr std::size_t kMaxDepth = 512;
 
   Json() = default;
-  explicit Json(Value v) : value(std::move(v)) {}
+  explicit Json(Value v);
 
   // One JSON document (RFC 8259), whitespace around it allowed. Of a repeated key the last value
   // wins, at the place of the first. Numbers beyond long double (4932 digits) are refused.
@@ -62,6 +62,9 @@ struct Json::Member {
   std::string key;
   Json value;
 };
+
+// Here because it needs the whole Member.
+inline Json::Json(Value v) : value(std::move(v)) {}
 
 // Whether `text` is one JSON document, at any depth. Does not build it.
 [[nodiscard]] bool is_json(std::string_view text);

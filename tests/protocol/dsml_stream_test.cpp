@@ -117,6 +117,24 @@ TEST(DsmlStream, EveryTwoWaySplitGivesTheSameEvents) {
   }
 }
 
+// The bound on the length of an invoke's header is one of the text, not of what has arrived.
+TEST(DsmlStream, TheLongestHeaderDoesNotDependOnTheSplit) {
+  DsmlOptions options;
+  options.thinking_mode = ThinkingMode::chat;
+  std::size_t n_calls = 0;
+  for (std::size_t n_name = 480; n_name < 540; ++n_name) {
+    const std::string name(n_name, 'n');
+    options.tools = {{name, {}}};
+    const std::string text = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"" + name +
+                             "\">\n\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+    const auto whole = test::parse_pieces({text}, options);
+    EXPECT_EQ(test::parse_pieces(test::chunks(text, 1), options), whole) << n_name;
+    n_calls += test::message_of(whole, DsmlMode::tolerant).tool_calls.size();
+  }
+  EXPECT_GT(n_calls, 0u);
+  EXPECT_LT(n_calls, 60u);
+}
+
 TEST(DsmlStream, NoDeltaEndsInsideACharacter) {
   for (const Completion& c : completions()) {
     SCOPED_TRACE(c.id);

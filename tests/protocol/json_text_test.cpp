@@ -62,6 +62,15 @@ TEST(JsonText, RefusesWhatIsNotJson) {
   }
 }
 
+TEST(JsonText, RefusesWhatTheParserUnderneathLetsThrough) {
+  using namespace std::string_literals;
+  for (const std::string& source : {"1\0"s, "{}\0rest"s, "\xEF\xBB\xBF{}"s}) {
+    EXPECT_FALSE(is_json(source));
+    EXPECT_FALSE(Json::try_parse(source).has_value());
+    EXPECT_THROW(static_cast<void>(Json::parse(source)), Error);
+  }
+}
+
 TEST(JsonText, NestingIsBounded) {
   const auto nested = [](std::size_t depth) {
     return std::string(depth, '[') + std::string(depth, ']');
