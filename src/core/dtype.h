@@ -42,9 +42,11 @@ struct ue8m0 {
   return std::bit_cast<float>(std::uint32_t{x.bits} << 16);
 }
 [[nodiscard]] inline bf16 to_bf16(float x) {
+  // Both results are formed and one is chosen, so that loops over this vectorise.
   const auto u = std::bit_cast<std::uint32_t>(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((u >> 16) | 0x40u)};
-  return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const std::uint32_t quiet_nan = (u >> 16) | 0x40u;
+  return {static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
 }
 [[nodiscard]] inline float round_to_bf16(float x) {
   return to_float(to_bf16(x));

@@ -53,17 +53,19 @@ void ThreadPool::run(std::int64_t n, std::int64_t grain, void* fn, RangeFn call)
   n_ = n, grain_ = grain, fn_ = fn, call_ = call;
   error_ = nullptr;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(n_threads_ - 1, std::memory_order_relaxed);
+  gate_.store(kOpen, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   work();
+  gate_.fetch_and(~kOpen, std::memory_order_acq_rel);  // nobody joins any more
   int spins = 0;
-  for (int left = busy_.load(std::memory_order_acquire); left != 0;
-       left = busy_.load(std::memory_order_acquire)) {
-    if (++spins < kSpins)
+  for (std::uint32_t inside = gate_.load(std::memory_order_acquire); inside != 0;
+       inside = gate_.load(std::memory_order_acquire)) {
+    if (++spins < kSpins) {
       pause_briefly();
-    else
-      busy_.wait(left, std::memory_order_acquire);
+    } else {
+      gate_.wait(inside, std::memory_order_acquire);
+    }
   }
   if (error_) std::rethrow_exception(error_);
 }
@@ -98,9 +100,18 @@ void ThreadPool::worker_main() {
     }
     seen = now;
     if (stopping_.load()) return;
+    if (!join()) continue;
     work();
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    if (gate_.fetch_sub(1, std::memory_order_acq_rel) == 1) gate_.notify_one();
   }
+}
+
+bool ThreadPool::join() {
+  std::uint32_t inside = gate_.load(std::memory_order_acquire);
+  while ((inside & kOpen) != 0) {
+    if (gate_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+  }
+  return false;
 }
 
 }  // namespace hadal

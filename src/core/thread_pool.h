@@ -44,12 +44,16 @@ class ThreadPool {
   using RangeFn = void (*)(void*, std::int64_t, std::int64_t);
   void run(std::int64_t n, std::int64_t grain, void* fn, RangeFn call);
   void work();
+  [[nodiscard]] bool join();
   void worker_main();
 
   int n_threads_;
   std::vector<std::thread> workers_;
-  std::atomic<std::uint32_t> epoch_{0};  // a new loop bumps it; workers wait on it
-  std::atomic<int> busy_{0};             // workers that have not finished the current loop
+  std::atomic<std::uint32_t> epoch_{0};  // a new loop bumps it; idle workers wait on it
+  // Who is in the current loop: kOpen while workers may join, plus the number that did and have not
+  // left. The caller waits for those only, so a worker that the system does not run costs nothing.
+  static constexpr std::uint32_t kOpen = 1U << 31;
+  std::atomic<std::uint32_t> gate_{0};
   std::atomic<bool> stopping_{false};
   std::atomic<std::int64_t> next_{0};
   std::int64_t n_ = 0, grain_ = 1;

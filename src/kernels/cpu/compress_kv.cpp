@@ -18,7 +18,7 @@ struct WindowRow {
 
 // y[e] = sum_j softmax_j(gate[j][e]) * kv[j][e], rows ascending.
 template <class T>
-HADAL_SIMD_CLONES void pool_rows(T* y, const WindowRow* rows, int n_rows, std::int64_t width) {
+HADAL_SIMD_INLINE void pool_rows_as(T* y, const WindowRow* rows, int n_rows, std::int64_t width) {
   constexpr std::int64_t kBlock = 64;
   for (std::int64_t e0 = 0; e0 < width; e0 += kBlock) {
     const std::int64_t n = std::min(kBlock, width - e0);
@@ -37,11 +37,15 @@ HADAL_SIMD_CLONES void pool_rows(T* y, const WindowRow* rows, int n_rows, std::i
         value[e] += p * kv[e];
       }
     }
-    for (std::int64_t e = 0; e < n; ++e) y[e0 + e] = store<T>(value[e] / sum[e]);
+    for (std::int64_t e = 0; e < n; ++e) put(y[e0 + e], value[e] / sum[e]);
   }
 }
-template void pool_rows<float>(float*, const WindowRow*, int, std::int64_t);
-template void pool_rows<bf16>(bf16*, const WindowRow*, int, std::int64_t);
+HADAL_SIMD_CLONES void pool_rows(float* y, const WindowRow* rows, int n_rows, std::int64_t width) {
+  pool_rows_as(y, rows, n_rows, width);
+}
+HADAL_SIMD_CLONES void pool_rows(bf16* y, const WindowRow* rows, int n_rows, std::int64_t width) {
+  pool_rows_as(y, rows, n_rows, width);
+}
 
 // Where the projections of a position are: in this batch or in the tail.
 class PositionRows {
@@ -94,8 +98,8 @@ void compress_sequence(Stream& stream, const CompressKvArgs& a, const CompressSe
         for (std::int64_t p = p0; p < p0 + ratio; ++p) {
           window.push_back(rows.at(p, a.overlap ? width : 0));
         }
-        pool_rows<T>(a.entries.data<T>() + (s.first_entry + i) * width, window.data(),
-                     static_cast<int>(window.size()), width);
+        pool_rows(a.entries.data<T>() + (s.first_entry + i) * width, window.data(),
+                  static_cast<int>(window.size()), width);
       }
     });
   });

@@ -13,7 +13,7 @@ void add_to_streams(Stream& stream, const AddToStreamsArgs& a) {
         for (std::int64_t j = 0; j < n; ++j) {
           const T* s = a.streams.data<const T>() + (t * n + j) * hidden;
           T* y = a.y.data<T>() + (t * n + j) * hidden;
-          for (std::int64_t i = 0; i < hidden; ++i) y[i] = store<T>(load(s[i]) + load(x[i]));
+          for (std::int64_t i = 0; i < hidden; ++i) put(y[i], load(s[i]) + load(x[i]));
         }
       }
     });
@@ -24,7 +24,7 @@ void scale(Stream& stream, const ScaleArgs& a) {
   dispatch_activation(a.y.dtype(), [&]<class T>() {
     stream.pool().parallel_for(a.y.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
-        a.y.data<T>()[i] = store<T>(load(a.x.data<const T>()[i]) * a.factor);
+        put(a.y.data<T>()[i], load(a.x.data<const T>()[i]) * a.factor);
       }
     });
   });

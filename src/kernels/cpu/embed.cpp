@@ -14,7 +14,7 @@ void embed(Stream& stream, const EmbedArgs& a) {
           const W* row = a.table.data<const W>() + ids[t] * hidden;
           T* y = a.y.data<T>() + t * n_streams * hidden;
           for (std::int64_t j = 0; j < n_streams; ++j) {
-            for (std::int64_t i = 0; i < hidden; ++i) y[j * hidden + i] = store<T>(load(row[i]));
+            for (std::int64_t i = 0; i < hidden; ++i) put(y[j * hidden + i], load(row[i]));
           }
         }
       });

@@ -1,5 +1,6 @@
 #include "kernels/hyper_connection.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <vector>
@@ -50,41 +51,72 @@ namespace kernels::cpu {
 namespace {
 
 template <class T>
-HADAL_SIMD_CLONES float mean_square_scale(const T* u, std::int64_t n, float eps) {
+HADAL_SIMD_INLINE float mean_square_scale_as(const T* u, std::int64_t n, float eps) {
   const float sum = lane_sum(n, [&](std::int64_t i) { return load(u[i]) * load(u[i]); });
   return 1.0f / std::sqrt(sum / static_cast<float>(n) + eps);
 }
-template float mean_square_scale<float>(const float*, std::int64_t, float);
-template float mean_square_scale<bf16>(const bf16*, std::int64_t, float);
+HADAL_SIMD_CLONES float mean_square_scale(const float* u, std::int64_t n, float eps) {
+  return mean_square_scale_as(u, n, eps);
+}
+HADAL_SIMD_CLONES float mean_square_scale(const bf16* u, std::int64_t n, float eps) {
+  return mean_square_scale_as(u, n, eps);
+}
 
-// x[i] = sum_j pre[j] * streams[j, i], j ascending.
+constexpr std::int64_t kBlock = 64;  // columns whose sums stay in registers
+
+// sum[i] = sum_j weights[j*stride] * streams[j, i] over a block of columns, j ascending.
 template <class T>
-HADAL_SIMD_CLONES void collapse(T* x, const T* streams, const float* pre, int n,
-                                std::int64_t hidden) {
-  for (std::int64_t i = 0; i < hidden; ++i) {
-    float sum = pre[0] * load(streams[i]);
-    for (int j = 1; j < n; ++j) sum += pre[j] * load(streams[j * hidden + i]);
-    x[i] = store<T>(sum);
+HADAL_SIMD_INLINE void mix_block(float* sum, const T* streams, const float* weights, int stride,
+                                 int n, std::int64_t hidden, std::int64_t width) {
+  for (std::int64_t i = 0; i < width; ++i) sum[i] = weights[0] * load(streams[i]);
+  for (int j = 1; j < n; ++j) {
+    const T* row = streams + j * hidden;
+    const float weight = weights[j * stride];
+    for (std::int64_t i = 0; i < width; ++i) sum[i] += weight * load(row[i]);
   }
 }
-template void collapse<float>(float*, const float*, const float*, int, std::int64_t);
-template void collapse<bf16>(bf16*, const bf16*, const float*, int, std::int64_t);
+
+// x[i] = sum_j pre[j] * streams[j, i].
+template <class T>
+HADAL_SIMD_INLINE void collapse_as(T* x, const T* streams, const float* pre, int n,
+                                   std::int64_t hidden) {
+  float sum[kBlock];
+  for (std::int64_t c = 0; c < hidden; c += kBlock) {
+    const std::int64_t width = std::min(kBlock, hidden - c);
+    mix_block(sum, streams + c, pre, 1, n, hidden, width);
+    for (std::int64_t i = 0; i < width; ++i) put(x[c + i], sum[i]);
+  }
+}
+HADAL_SIMD_CLONES void collapse(float* x, const float* streams, const float* pre, int n,
+                                std::int64_t hidden) {
+  collapse_as(x, streams, pre, n, hidden);
+}
+HADAL_SIMD_CLONES void collapse(bf16* x, const bf16* streams, const float* pre, int n,
+                                std::int64_t hidden) {
+  collapse_as(x, streams, pre, n, hidden);
+}
 
 template <class T>
-HADAL_SIMD_CLONES void spread(T* y, const T* a, const T* streams, const float* post,
-                              const float* comb, int n, std::int64_t hidden) {
+HADAL_SIMD_INLINE void spread_as(T* y, const T* a, const T* streams, const float* post,
+                                 const float* comb, int n, std::int64_t hidden) {
+  float sum[kBlock];
   for (int k = 0; k < n; ++k) {
-    for (std::int64_t i = 0; i < hidden; ++i) {
-      float sum = comb[k] * load(streams[i]);
-      for (int j = 1; j < n; ++j) sum += comb[j * n + k] * load(streams[j * hidden + i]);
-      y[k * hidden + i] = store<T>(post[k] * load(a[i]) + sum);
+    T* out = y + k * hidden;
+    for (std::int64_t c = 0; c < hidden; c += kBlock) {
+      const std::int64_t width = std::min(kBlock, hidden - c);
+      mix_block(sum, streams + c, comb + k, n, n, hidden, width);
+      for (std::int64_t i = 0; i < width; ++i) put(out[c + i], post[k] * load(a[c + i]) + sum[i]);
     }
   }
 }
-template void spread<float>(float*, const float*, const float*, const float*, const float*, int,
-                            std::int64_t);
-template void spread<bf16>(bf16*, const bf16*, const bf16*, const float*, const float*, int,
-                           std::int64_t);
+HADAL_SIMD_CLONES void spread(float* y, const float* a, const float* streams, const float* post,
+                              const float* comb, int n, std::int64_t hidden) {
+  spread_as(y, a, streams, post, comb, n, hidden);
+}
+HADAL_SIMD_CLONES void spread(bf16* y, const bf16* a, const bf16* streams, const float* post,
+                              const float* comb, int n, std::int64_t hidden) {
+  spread_as(y, a, streams, post, comb, n, hidden);
+}
 
 // mixes[t, :] = streams[t, :] . fn^T, before the RMS factor.
 void project(Stream& stream, const TensorView& streams, const QuantTensor& fn,
@@ -95,7 +127,8 @@ void project(Stream& stream, const TensorView& streams, const QuantTensor& fn,
   panel.prepare(stream.pool(), streams.reshape({n_tokens, fn.cols()}), rows, ActivationQuant::none);
   mixes.resize(static_cast<std::size_t>(n_tokens * n_mixes));
   const ActivationPanel& shared = panel;
-  const std::int64_t grain = n_tokens == 1 ? 4 : n_mixes;
+  // A released model's projection is worth two threads; a small one is done before they are awake.
+  const std::int64_t grain = fn.cols() >= 8192 ? 6 : n_mixes;
   if (n_tokens == 1) {
     stream.pool().parallel_for(n_mixes, grain, [&](std::int64_t n0, std::int64_t n1) {
       dot_rows(shared, rows, n0, n1, mixes.data() + n0, n_mixes);
@@ -123,14 +156,14 @@ void hc_pre(Stream& stream, const HcPreArgs& a) {
     stream.pool().parallel_for(a.x.dim(0), 4, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
         const T* streams = a.streams.data<const T>() + t * n * hidden;
-        const float rms = mean_square_scale<T>(streams, n * hidden, a.norm_eps);
+        const float rms = mean_square_scale(streams, n * hidden, a.norm_eps);
         float* mix = all_mixes + t * n_mixes;
         for (std::int64_t i = 0; i < n_mixes; ++i) mix[i] *= rms;
         std::array<float, kMaxStreams> pre;
         hc_split(mix, a.weights->scale.data<const float>(), a.weights->base.data<const float>(), n,
                  a.sinkhorn_iters, a.hc_eps, pre.data(), a.post.data<float>() + t * n,
                  a.comb.data<float>() + t * n * n);
-        collapse<T>(a.x.data<T>() + t * hidden, streams, pre.data(), n, hidden);
+        collapse(a.x.data<T>() + t * hidden, streams, pre.data(), n, hidden);
       }
     });
   });
@@ -142,9 +175,9 @@ void hc_post(Stream& stream, const HcPostArgs& a) {
   dispatch_activation(a.streams.dtype(), [&]<class T>() {
     stream.pool().parallel_for(a.y.dim(0), 4, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
-        spread<T>(a.y.data<T>() + t * n * hidden, a.a.data<const T>() + t * hidden,
-                  a.streams.data<const T>() + t * n * hidden, a.post.data<const float>() + t * n,
-                  a.comb.data<const float>() + t * n * n, n, hidden);
+        spread(a.y.data<T>() + t * n * hidden, a.a.data<const T>() + t * hidden,
+               a.streams.data<const T>() + t * n * hidden, a.post.data<const float>() + t * n,
+               a.comb.data<const float>() + t * n * n, n, hidden);
       }
     });
   });
@@ -163,13 +196,13 @@ void hc_head(Stream& stream, const HcHeadArgs& a) {
     stream.pool().parallel_for(a.x.dim(0), 4, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
         const T* streams = a.streams.data<const T>() + t * n * hidden;
-        const float rms = mean_square_scale<T>(streams, n * hidden, a.norm_eps);
+        const float rms = mean_square_scale(streams, n * hidden, a.norm_eps);
         std::array<float, kMaxStreams> pre;
         for (int j = 0; j < n; ++j) {
           pre[static_cast<std::size_t>(j)] =
               sigmoid_f32(all_mixes[t * n + j] * rms * scale[0] + base[j]) + a.hc_eps;
         }
-        collapse<T>(a.x.data<T>() + t * hidden, streams, pre.data(), n, hidden);
+        collapse(a.x.data<T>() + t * hidden, streams, pre.data(), n, hidden);
       }
     });
   });

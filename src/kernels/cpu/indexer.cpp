@@ -26,16 +26,60 @@ HADAL_SIMD_CLONES void hadamard_row(float* v, std::int64_t n) {
   }
 }
 
+// m >= 0 to the nearest E2M1 magnitude, ties to the even code: steps of 1/2 below 2, of 1 below 4,
+// of 2 above. Adding a number whose ulp is the step, and taking it off again, rounds ties to even.
+HADAL_SIMD_INLINE float round_e2m1_magnitude(float m) {
+  const float unit = m < 2.0f ? 0.5f : (m < 4.0f ? 1.0f : 2.0f);
+  const float inverse = m < 2.0f ? 2.0f : (m < 4.0f ? 1.0f : 0.5f);
+  const float rounded = ((m * inverse + 0x1.8p23f) - 0x1.8p23f) * unit;
+  return rounded > 6.0f ? 6.0f : rounded;
+}
+
+template <class T>
+HADAL_SIMD_INLINE void fake_quantize_blocks_as(T* x, std::int64_t n_blocks) {
+  for (std::int64_t b = 0; b < n_blocks; ++b, x += kFp4Block.cols) {
+    float v[kFp4Block.cols], lanes[kLanes];
+    for (int i = 0; i < kFp4Block.cols; ++i) v[i] = load(x[i]);
+    for (int l = 0; l < kLanes; ++l) {
+      const float m0 = std::fabs(v[l]), m1 = std::fabs(v[l + kLanes]);
+      lanes[l] = m0 > m1 ? m0 : m1;
+    }
+    float amax = 0.0f;
+    for (const float m : lanes) amax = m > amax ? m : amax;
+    const float scale = exp2_int(e2m1_scale_exponent(amax));
+    const float inverse = 1.0f / scale;  // both are powers of two; 2^126 is the largest
+    for (int i = 0; i < kFp4Block.cols; ++i) {
+      const auto bits = std::bit_cast<std::uint32_t>(v[i]);
+      const float magnitude = std::bit_cast<float>(bits & 0x7fffffffu) * inverse;
+      const auto rounded_bits =
+          std::bit_cast<std::uint32_t>(round_e2m1_magnitude(magnitude) * scale);
+      v[i] = std::bit_cast<float>(rounded_bits | (bits & 0x80000000u));
+    }
+    for (int i = 0; i < kFp4Block.cols; ++i) put(x[i], v[i]);
+  }
+}
+HADAL_SIMD_CLONES void fake_quantize_blocks(float* x, std::int64_t n_blocks) {
+  fake_quantize_blocks_as(x, n_blocks);
+}
+HADAL_SIMD_CLONES void fake_quantize_blocks(bf16* x, std::int64_t n_blocks) {
+  fake_quantize_blocks_as(x, n_blocks);
+}
+
 // acc[s] += w * relu(dot[s]), with the reference's roundings for bf16.
 template <class T>
-HADAL_SIMD_CLONES void add_head(float* acc, const float* dots, float weight, std::int64_t n) {
+HADAL_SIMD_INLINE void add_head_as(float* acc, const float* dots, float weight, std::int64_t n) {
   for (std::int64_t s = 0; s < n; ++s) {
     const float dot = rounded<T>(dots[s]);
     acc[s] += rounded<T>((dot > 0.0f ? dot : 0.0f) * weight);
   }
 }
-template void add_head<float>(float*, const float*, float, std::int64_t);
-template void add_head<bf16>(float*, const float*, float, std::int64_t);
+HADAL_SIMD_CLONES void add_head(float, float* acc, const float* dots, float weight,
+                                std::int64_t n) {
+  add_head_as<float>(acc, dots, weight, n);
+}
+HADAL_SIMD_CLONES void add_head(bf16, float* acc, const float* dots, float weight, std::int64_t n) {
+  add_head_as<bf16>(acc, dots, weight, n);
+}
 
 // How keys are read as weights, without saying where they are.
 WeightRows key_layout(const KvRowFormat& format, std::int64_t rows) {
@@ -92,7 +136,7 @@ void score_page(const IndexTopkArgs& a, const IndexSequence& s, const Activation
   dot_rows(panel, t * n_heads, (t + 1) * n_heads, page_keys(s.keys, page), 0, n, dots.data(), n);
   const T* weights = a.weights.data<const T>() + t * n_heads;
   for (std::int64_t h = 0; h < n_heads; ++h) {
-    add_head<T>(scores, dots.data() + h * n, load(weights[h]), n);
+    add_head(T{}, scores, dots.data() + h * n, load(weights[h]), n);
   }
   for (std::int64_t i = 0; i < n; ++i) scores[i] = rounded<T>(scores[i]);
 }
@@ -146,7 +190,7 @@ void hadamard(Stream& stream, const HadamardArgs& a) {
         for (std::int64_t i = 0; i < n; ++i) row[static_cast<std::size_t>(i)] = load(x[i]);
         hadamard_row(row.data(), n);
         for (std::int64_t i = 0; i < n; ++i) {
-          x[i] = store<T>(row[static_cast<std::size_t>(i)] * factor);
+          put(x[i], row[static_cast<std::size_t>(i)] * factor);
         }
       }
     });
@@ -156,16 +200,8 @@ void hadamard(Stream& stream, const HadamardArgs& a) {
 void fake_quantize_fp4(Stream& stream, const FakeQuantizeFp4Args& a) {
   dispatch_activation(a.x.dtype(), [&]<class T>() {
     const std::int64_t n_blocks = a.x.numel() / kFp4Block.cols;
-    stream.pool().parallel_for(n_blocks, 256, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t b = begin; b < end; ++b) {
-        T* x = a.x.data<T>() + b * kFp4Block.cols;
-        float amax = 0.0f;
-        for (int i = 0; i < kFp4Block.cols; ++i) amax = std::max(amax, std::fabs(load(x[i])));
-        const float scale = exp2_int(e2m1_scale_exponent(amax));
-        for (int i = 0; i < kFp4Block.cols; ++i) {
-          x[i] = store<T>(e2m1_to_float(to_e2m1(load(x[i]) / scale)) * scale);
-        }
-      }
+    stream.pool().parallel_for(n_blocks, 1024, [&](std::int64_t begin, std::int64_t end) {
+      fake_quantize_blocks(a.x.data<T>() + begin * kFp4Block.cols, end - begin);
     });
   });
 }

@@ -13,7 +13,4 @@ void decode_rows(const PagedRows& rows, std::int64_t first, std::int64_t n, T* o
 template <class T>
 void decode_row(const PagedRows& rows, std::int64_t row, T* out);
 
-// The 256 values of E4M3, for decoding by lookup.
-[[nodiscard]] const float* e4m3_values();
-
 }  // namespace hadal::kernels::cpu

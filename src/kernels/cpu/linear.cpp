@@ -13,7 +13,7 @@ namespace {
 // Weight rows of one range: enough multiplications to be worth handing to a thread.
 std::int64_t row_grain(const ThreadPool& pool, std::int64_t n_tokens, std::int64_t rows,
                        std::int64_t cols) {
-  constexpr std::int64_t kMinMultiplications = 1 << 16;
+  constexpr std::int64_t kMinMultiplications = 1 << 18;
   const std::int64_t worthwhile =
       std::max<std::int64_t>(1, kMinMultiplications / (n_tokens * cols));
   const std::int64_t grain = pool.grain_for(rows, (worthwhile + 15) / 16 * 16);
@@ -71,7 +71,7 @@ void linear(Stream& stream, const LinearArgs& a) {
           dot_rows(prepared[g], w, n0, n1, buffer.data(), n);
           for (std::int64_t t = 0; t < n_tokens; ++t) {
             const float* from = buffer.data() + t * n;
-            for (std::int64_t k = 0; k < n; ++k) y[t * w.rows + n0 + k] = store<T>(from[k]);
+            for (std::int64_t k = 0; k < n; ++k) put(y[t * w.rows + n0 + k], from[k]);
           }
         }
       }

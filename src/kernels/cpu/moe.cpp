@@ -40,7 +40,7 @@ struct Piece {
 };
 std::vector<Piece> cut(const std::vector<ExpertRun>& runs, std::int64_t rows, std::int64_t cols,
                        const ThreadPool& pool) {
-  constexpr std::int64_t kMinMultiplications = 1 << 16;
+  constexpr std::int64_t kMinMultiplications = 1 << 18;
   std::int64_t work = 0;
   for (const ExpertRun& run : runs) work += run.n_rows * rows * cols;
   const std::int64_t target = std::max(kMinMultiplications, work / (8 * pool.size()));
@@ -57,19 +57,25 @@ std::vector<Piece> cut(const std::vector<ExpertRun>& runs, std::int64_t rows, st
 
 // h = w * silu(min(gate, limit)) * clamp(up, -limit, limit) in f32 from rounded gate and up.
 template <class T>
-HADAL_SIMD_CLONES void swiglu(T* h, const float* gate, const float* up, float weight, float limit,
-                              std::int64_t n) {
+HADAL_SIMD_INLINE void swiglu_as(T* h, const float* gate, const float* up, float weight,
+                                 float limit, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) {
     float g = rounded<T>(gate[i]), u = rounded<T>(up[i]);
     if (limit > 0.0f) {
       g = g > limit ? limit : g;
       u = u > limit ? limit : (u < -limit ? -limit : u);
     }
-    h[i] = store<T>(weight * (g * (1.0f / (1.0f + exp_f32(-g))) * u));
+    put(h[i], weight * (g * (1.0f / (1.0f + exp_f32(-g))) * u));
   }
 }
-template void swiglu<float>(float*, const float*, const float*, float, float, std::int64_t);
-template void swiglu<bf16>(bf16*, const float*, const float*, float, float, std::int64_t);
+HADAL_SIMD_CLONES void swiglu(float* h, const float* gate, const float* up, float weight,
+                              float limit, std::int64_t n) {
+  swiglu_as(h, gate, up, weight, limit, n);
+}
+HADAL_SIMD_CLONES void swiglu(bf16* h, const float* gate, const float* up, float weight,
+                              float limit, std::int64_t n) {
+  swiglu_as(h, gate, up, weight, limit, n);
+}
 
 // Assignments (token, slot) sorted by expert, tokens ascending inside an expert.
 struct Routing {
@@ -171,9 +177,9 @@ class MoeCall {
         dot_rows(*run.panel, run.panel_row, run.panel_row + run.n_rows,
                  rows_of(run.weights->up_proj), piece.n0, piece.n1, up.data(), n);
         for (std::int64_t m = 0; m < run.n_rows; ++m) {
-          swiglu<T>(hidden_.data() + (run.row0 + m) * width_ + piece.n0, gate.data() + m * n,
-                    up.data() + m * n, run.row_weights != nullptr ? run.row_weights[m] : 1.0f,
-                    run.limit, n);
+          swiglu(hidden_.data() + (run.row0 + m) * width_ + piece.n0, gate.data() + m * n,
+                 up.data() + m * n, run.row_weights != nullptr ? run.row_weights[m] : 1.0f,
+                 run.limit, n);
         }
       }
     });
@@ -209,7 +215,7 @@ class MoeCall {
         for (std::int64_t m = 0; m < run.n_rows; ++m) {
           T* y = out_.data() + (run.row0 + m) * hidden + piece.n0;
           for (std::int64_t k = 0; k < n; ++k)
-            y[k] = store<T>(buffer[static_cast<std::size_t>(m * n + k)]);
+            put(y[k], buffer[static_cast<std::size_t>(m * n + k)]);
         }
       }
     });
@@ -237,7 +243,7 @@ class MoeCall {
             sum[static_cast<std::size_t>(i)] += load(from[i]);
         }
         T* y = a_.y.data<T>() + t * hidden;
-        for (std::int64_t i = 0; i < hidden; ++i) y[i] = store<T>(sum[static_cast<std::size_t>(i)]);
+        for (std::int64_t i = 0; i < hidden; ++i) put(y[i], sum[static_cast<std::size_t>(i)]);
       }
     });
   }

@@ -17,8 +17,8 @@ void rope(Stream& stream, const RopeArgs& a) {
           for (std::int64_t i = 0; i < n_pairs; ++i) {
             const float c = cos_sin[2 * i], s = sign * cos_sin[2 * i + 1];
             const float even = load(y[2 * i]), odd = load(y[2 * i + 1]);
-            y[2 * i] = store<T>(even * c - odd * s);
-            y[2 * i + 1] = store<T>(even * s + odd * c);
+            put(y[2 * i], even * c - odd * s);
+            put(y[2 * i + 1], even * s + odd * c);
           }
         }
       }

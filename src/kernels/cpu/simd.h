@@ -15,36 +15,39 @@
 #else
 #define HADAL_SIMD_CLONES
 #endif
+// Compilers clone functions, not templates: a template over the element type is inlined into one
+// cloned function for each type.
+#define HADAL_SIMD_INLINE inline __attribute__((always_inline))
 
 namespace hadal::kernels::cpu {
 
-[[nodiscard]] inline float load(float x) {
+// Elements as f32, and back with one rounding. By reference to the bits: the compiler vectorises
+// loads and stores of integers, not copies of a struct.
+[[nodiscard]] HADAL_SIMD_INLINE float load(const float& x) {
   return x;
 }
-[[nodiscard]] inline float load(bf16 x) {
-  return to_float(x);
+[[nodiscard]] HADAL_SIMD_INLINE float load(const bf16& x) {
+  return std::bit_cast<float>(std::uint32_t{x.bits} << 16);
 }
-
-template <class T>
-[[nodiscard]] inline T store(float x);
-template <>
-[[nodiscard]] inline float store<float>(float x) {
-  return x;
+HADAL_SIMD_INLINE void put(float& to, float x) {
+  to = x;
 }
-template <>
-[[nodiscard]] inline bf16 store<bf16>(float x) {
-  return to_bf16(x);
+HADAL_SIMD_INLINE void put(bf16& to, float x) {
+  to.bits = to_bf16(x).bits;
 }
 
 // Rounding to the activation type: what the reference does between two operations.
 template <class T>
-[[nodiscard]] inline float rounded(float x) {
-  return load(store<T>(x));
+[[nodiscard]] HADAL_SIMD_INLINE float rounded(float x) {
+  if constexpr (sizeof(T) == 2)
+    return round_to_bf16(x);
+  else
+    return x;
 }
 
 // Sums run in 16 lanes that are folded in one fixed tree, whatever the vector width.
 inline constexpr int kLanes = 16;
-[[nodiscard]] inline float fold_lanes(float* lanes) {
+[[nodiscard]] HADAL_SIMD_INLINE float fold_lanes(float* lanes) {
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
   }
@@ -53,7 +56,7 @@ inline constexpr int kLanes = 16;
 
 // sum_i f(i) over [0, n) in the fixed order.
 template <class F>
-[[nodiscard]] inline float lane_sum(std::int64_t n, F&& f) {
+[[nodiscard]] HADAL_SIMD_INLINE float lane_sum(std::int64_t n, F&& f) {
   float lanes[kLanes] = {};
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -74,7 +77,7 @@ void dispatch_activation(DType dtype, Fn&& fn) {
 
 // e^x for x <= 0 and moderate positive x: Cody-Waite reduction and a degree 6 polynomial, error
 // below 2 ulp; flushes to 0 below -87. Branch-free, so that loops over it vectorise.
-[[nodiscard]] inline float exp_f32(float x) {
+[[nodiscard]] HADAL_SIMD_INLINE float exp_f32(float x) {
   const float clamped = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
   const float shifted = clamped * 1.44269504088896341f + 0x1.8p23f;  // round to nearest integer
   const float n = shifted - 0x1.8p23f;

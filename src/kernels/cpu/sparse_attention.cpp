@@ -32,7 +32,7 @@ WeightRows keys_of(const RowRun<T>& run, std::int64_t width) {
 
 // Turns scores into probabilities in place and returns the denominator, sink included.
 template <class T>
-HADAL_SIMD_CLONES float softmax_with_sink(float* z, std::int64_t n, float scale, float sink) {
+HADAL_SIMD_INLINE float softmax_with_sink_as(float* z, std::int64_t n, float scale, float sink) {
   float peak = z[0] * scale;
   for (std::int64_t j = 0; j < n; ++j) {
     z[j] *= scale;
@@ -43,8 +43,13 @@ HADAL_SIMD_CLONES float softmax_with_sink(float* z, std::int64_t n, float scale,
   for (std::int64_t j = 0; j < n; ++j) z[j] = rounded<T>(z[j]);
   return sum + exp_f32(sink - peak);
 }
-template float softmax_with_sink<float>(float*, std::int64_t, float, float);
-template float softmax_with_sink<bf16>(float*, std::int64_t, float, float);
+HADAL_SIMD_CLONES float softmax_with_sink(float, float* z, std::int64_t n, float scale,
+                                          float sink) {
+  return softmax_with_sink_as<float>(z, n, scale, sink);
+}
+HADAL_SIMD_CLONES float softmax_with_sink(bf16, float* z, std::int64_t n, float scale, float sink) {
+  return softmax_with_sink_as<bf16>(z, n, scale, sink);
+}
 
 // One query, a block of heads: scores against both runs, softmax, values.
 template <class T>
@@ -64,7 +69,7 @@ void attend(const SparseAttentionArgs& a, const ActivationPanel& queries, std::i
   const auto* sinks = a.sinks.data<const float>();
   for (std::int64_t h = h0; h < h1; ++h) {
     inverse[h - h0] =
-        softmax_with_sink<T>(scores.data() + (h - h0) * n, n, a.softmax_scale, sinks[h]);
+        softmax_with_sink(T{}, scores.data() + (h - h0) * n, n, a.softmax_scale, sinks[h]);
   }
   accumulate_values(values.data(), scores.data(), n, h1 - h0, window.rows, window.n, width);
   accumulate_values(values.data(), scores.data() + window.n, n, h1 - h0, entries.rows, entries.n,
@@ -72,7 +77,7 @@ void attend(const SparseAttentionArgs& a, const ActivationPanel& queries, std::i
   for (std::int64_t h = h0; h < h1; ++h) {
     T* o = a.o.data<T>() + (t * n_heads + h) * width;
     const float* v = values.data() + (h - h0) * width;
-    for (std::int64_t c = 0; c < width; ++c) o[c] = store<T>(v[c] / inverse[h - h0]);
+    for (std::int64_t c = 0; c < width; ++c) put(o[c], v[c] / inverse[h - h0]);
   }
 }
 
