@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cli/progress.h"
+#include "cli/preload.h"
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 
@@ -78,6 +78,7 @@ Numerics ModelOptions::resolved_numerics() const {
 std::unique_ptr<engine::LoadedModel> ModelOptions::load() const {
   run.apply();
   auto loaded = engine::load_model(resolved_directory(), {.check_finite = check_finite});
+  preload(loaded->directory);
   for (const std::string& warning : loaded->weights.warnings()) remark("warning: " + warning);
   return loaded;
 }

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int kFailure = 1, kUsage = 2;
 
-const Subcommand* const kSubcommands[] = {&kQuantize};
+const Subcommand* const kSubcommands[] = {&kLogits, &kTokenize, &kInspect, &kQuantize,
+                                          &kSynthesize};
 
 std::string version_text() {
   std::string text = fmt::format("hadal {}\nbackends: cpu\ninstruction sets:", HADAL_VERSION);
@@ -27,6 +28,20 @@ std::string version_text() {
     if (kernels::cpu::has_isa(isa)) text += fmt::format(" {}", to_string(isa));
   }
   return text + fmt::format("\nembedded model: {}", HADAL_DEFAULT_MODEL_DIR);
+}
+
+// The first word that is no option, when no subcommand has that name.
+std::string unknown_subcommand(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "--options") ++i;
+    if (word.starts_with("-")) continue;
+    for (const Subcommand* known : kSubcommands) {
+      if (word == known->name) return {};
+    }
+    return std::string(word);
+  }
+  return {};
 }
 
 // What a usage error says: the sentence, and where to read more.
@@ -62,6 +77,12 @@ int run(int argc, char** argv) {
         ->configurable(false);
   }
 
+  if (const std::string word = unknown_subcommand(argc, argv); !word.empty()) {
+    std::string known;
+    for (const Subcommand* subcommand : kSubcommands) known += fmt::format(" {}", subcommand->name);
+    fmt::print(stderr, "hadal: there is no subcommand \"{}\"; there is:{}\n", word, known);
+    return kUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version

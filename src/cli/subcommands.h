@@ -5,6 +5,10 @@
 namespace hadal::cli {
 
 // One file each.
+extern const Subcommand kInspect;
+extern const Subcommand kLogits;
 extern const Subcommand kQuantize;
+extern const Subcommand kSynthesize;
+extern const Subcommand kTokenize;
 
 }  // namespace hadal::cli
