@@ -17,12 +17,9 @@ namespace {
 constexpr std::int64_t kBlock = kActQuantBlock;  // columns handled at once
 static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order");
 
-// What the clones further down call is inlined by force: a function of its own would be compiled
-// for the oldest machine only.
-
 // The nearest e4m3 to v, saturated (NaN, too), without leaving f32 and without branches, which the
 // compiler would not vectorise: hence the masks.
-[[gnu::always_inline]] inline float round_to_e4m3(float v) {
+HADAL_SIMD_INLINE float round_to_e4m3(float v) {
   constexpr auto kLargest = std::bit_cast<std::uint32_t>(448.0f);
   constexpr auto kSmallestNormal = std::bit_cast<std::uint32_t>(0x1p-6f);
   const auto bits = std::bit_cast<std::uint32_t>(v);
@@ -37,7 +34,7 @@ static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order
 }
 
 // v[0, kBlock): to the nearest e4m3 times the block's scale. A NaN spoils its block.
-[[gnu::always_inline]] inline void quantize_block(float* v) {
+HADAL_SIMD_INLINE void quantize_block(float* v) {
   // Magnitudes compare as integers do, and NaN is the largest.
   std::uint32_t lanes[16] = {};
   for (std::int64_t i = 0; i < kBlock; i += 16) {
@@ -56,7 +53,7 @@ static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order
   for (std::int64_t i = 0; i < kBlock; ++i) v[i] = round_to_e4m3(v[i] * inverse) * scale;
 }
 
-[[gnu::always_inline]] inline void reorder_block(const float* v, ColumnOrder order, float* out) {
+HADAL_SIMD_INLINE void reorder_block(const float* v, ColumnOrder order, float* out) {
   switch (order) {
     case ColumnOrder::natural:
       std::copy_n(v, kBlock, out);
@@ -89,13 +86,6 @@ static_assert(kBlock % 64 == 0, "a block holds whole steps of every column order
   }
 }
 
-[[gnu::always_inline]] inline void write(float& to, float x) {
-  to = x;
-}
-[[gnu::always_inline]] inline void write(bf16& to, float x) {
-  to.bits = to_bf16(x).bits;
-}
-
 struct RowPlan {
   std::int64_t cols, padded_cols;
   ActivationQuant quant;
@@ -103,7 +93,7 @@ struct RowPlan {
 };
 
 template <class X, class Out>
-[[gnu::always_inline]] inline void fill_row(const X* x, const RowPlan& plan, Out* out) {
+HADAL_SIMD_INLINE void fill_row(const X* x, const RowPlan& plan, Out* out) {
   alignas(64) float v[kBlock];
   alignas(64) float ordered[kBlock];
   for (std::int64_t c = 0; c < plan.padded_cols; c += kBlock) {
