@@ -5,6 +5,8 @@
 namespace hadal::cli {
 
 // One file each.
+extern const Subcommand kChat;
+extern const Subcommand kGenerate;
 extern const Subcommand kInspect;
 extern const Subcommand kLogits;
 extern const Subcommand kQuantize;

@@ -1,0 +1,42 @@
+#include "cli/interrupt.h"
+
+#include <csignal>
+#include <cstdlib>
+
+namespace hadal::cli {
+
+namespace {
+
+constexpr int kInterruptedStatus = 130;  // what shells expect: 128 + SIGINT
+
+std::atomic<bool> interrupted{false};
+static_assert(std::atomic<bool>::is_always_lock_free);  // or a handler could not set it
+
+struct sigaction previous;
+
+extern "C" void on_interrupt(int) {
+  if (interrupted.exchange(true)) std::_Exit(kInterruptedStatus);
+}
+
+}  // namespace
+
+InterruptGuard::InterruptGuard() {
+  clear();
+  struct sigaction action{};
+  action.sa_handler = on_interrupt;  // without SA_RESTART: a waiting read comes back
+  ::sigaction(SIGINT, &action, &previous);
+}
+
+InterruptGuard::~InterruptGuard() {
+  ::sigaction(SIGINT, &previous, nullptr);
+}
+
+const std::atomic<bool>& InterruptGuard::flag() {
+  return interrupted;
+}
+
+void InterruptGuard::clear() {
+  interrupted = false;
+}
+
+}  // namespace hadal::cli
