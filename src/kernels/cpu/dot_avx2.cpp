@@ -38,7 +38,11 @@ struct F32Chain {
   static Acc mac(Acc acc, Vec x, Vec w) {
     return {_mm256_fmadd_ps(x.low, w.low, acc.low), _mm256_fmadd_ps(x.high, w.high, acc.high)};
   }
-  static float fold(Acc v) {
+  template <int NT>
+  static void fold(const Acc (&acc)[NT], float* y, int n_valid) {
+    for (int j = 0; j < n_valid; ++j) y[j] = sum(acc[j]);
+  }
+  static float sum(Acc v) {
     const __m256 v8 = _mm256_add_ps(v.low, v.high);
     const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
     const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));

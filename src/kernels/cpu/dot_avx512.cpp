@@ -16,31 +16,20 @@
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 
 #include "kernels/cpu/dot_inl.h"
+//
+#include "kernels/cpu/dot_avx512_inl.h"
 
 namespace hadal::kernels::cpu {
 namespace {
 
-struct F32Chain {
+struct F32Chain : Avx512Lanes {
   using Element = float;
   using Vec = __m512;
-  using Acc = __m512;
   static constexpr int kStep = 16;
-  static constexpr int kTileX = 4, kTileRows = 6;
-  static constexpr int kMaxDirect = 4;
-  static constexpr int direct_rows(int m) { return m == 1 ? 8 : m == 2 ? 6 : 4; }
 
-  static Acc zero() { return _mm512_setzero_ps(); }
-  static Acc load_acc(const float* p) { return _mm512_load_ps(p); }
-  static void store_acc(float* p, Acc v) { _mm512_store_ps(p, v); }
   static Vec load(const float* p) { return _mm512_load_ps(p); }
   static void store(float* p, Vec v) { _mm512_store_ps(p, v); }
   static Acc mac(Acc acc, Vec x, Vec w) { return _mm512_fmadd_ps(x, w, acc); }
-  static float fold(Acc v) {
-    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
-    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
-    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
-  }
 };
 
 struct NoScale {};

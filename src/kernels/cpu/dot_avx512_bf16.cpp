@@ -16,32 +16,21 @@
 HWY_PUSH_ATTRIBUTES("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
 
 #include "kernels/cpu/dot_inl.h"
+//
+#include "kernels/cpu/dot_avx512_inl.h"
 
 namespace hadal::kernels::cpu {
 namespace {
 
-struct Bf16Chain {
+struct Bf16Chain : Avx512Lanes {
   using Element = std::uint16_t;
   using Vec = __m512i;  // 32 bf16
-  using Acc = __m512;
   static constexpr int kStep = 32;
-  static constexpr int kTileX = 4, kTileRows = 6;
-  static constexpr int kMaxDirect = 4;
-  static constexpr int direct_rows(int m) { return m == 1 ? 6 : m == 2 ? 6 : 4; }
 
-  static Acc zero() { return _mm512_setzero_ps(); }
-  static Acc load_acc(const float* p) { return _mm512_load_ps(p); }
-  static void store_acc(float* p, Acc v) { _mm512_store_ps(p, v); }
   static Vec load(const Element* p) { return _mm512_load_si512(p); }
   static void store(Element* p, Vec v) { _mm512_store_si512(p, v); }
   static Acc mac(Acc acc, Vec x, Vec w) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
-  }
-  static float fold(Acc v) {
-    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
-    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
-    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
   }
 };
 

@@ -4,7 +4,8 @@
 //
 // A Chain says how one accumulator works:
 //   Element, Vec       what a panel holds; one step of it (kStep columns)
-//   Acc                16 f32 lanes; zero, load, store, mac(acc, x, w), fold
+//   Acc                16 f32 lanes; zero, load_acc, store_acc, mac(acc, x, w), and
+//                      fold(acc[NT], y, n_valid): the sums of the first n_valid to y
 //   kMaxDirect         activation rows up to which weights are decoded in registers
 //   direct_rows(m)     weight rows multiplied at once then
 //   kTileRows, kTileX  weight rows x activation rows of a tile when they are decoded once
@@ -139,8 +140,7 @@ inline void direct_tile(const DotTask& t, Index m, Index n, const std::byte* ahe
 #pragma GCC unroll 8
   for (int i = 0; i < MT; ++i) {
     float* y = t.y + (m - t.m0 + i) * t.ldy + (n - t.n0);
-#pragma GCC unroll 8
-    for (int j = 0; j < NT; ++j) y[j] = C::fold(acc[i][j]);
+    C::fold(acc[i], y, NT);
   }
 }
 
@@ -245,11 +245,7 @@ inline void tile(const DotTask& t, const Slab<C>& slab, Index m) {
   float* y = t.y + (m - t.m0) * t.ldy + (slab.n - t.n0);
 #pragma GCC unroll 8
   for (int i = 0; i < MT; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < NT; ++j) {
-      const float sum = C::fold(acc[i][j]);
-      if (j < slab.n_valid) y[i * t.ldy + j] = sum;
-    }
+    C::fold(acc[i], y + i * t.ldy, slab.n_valid);
   }
 }
 

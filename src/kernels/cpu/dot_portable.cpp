@@ -64,7 +64,11 @@ struct F32Chain {
   using Acc = Vec;
   static Acc load_acc(const float* p) { return load(p); }
   static void store_acc(float* p, const Acc& v) { store(p, v); }
-  static float fold(const Acc& v) {
+  template <int NT>
+  static void fold(const Acc (&acc)[NT], float* y, int n_valid) {
+    for (int j = 0; j < n_valid; ++j) y[j] = sum(acc[j]);
+  }
+  static float sum(const Acc& v) {
     float lanes[16];
     store(lanes, v);
     for (int width = 8; width > 0; width /= 2) {
