@@ -5,6 +5,7 @@
 namespace hadal::cli {
 
 // One file each.
+extern const Subcommand kBench;
 extern const Subcommand kChat;
 extern const Subcommand kGenerate;
 extern const Subcommand kInspect;

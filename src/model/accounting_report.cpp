@@ -90,6 +90,17 @@ std::string format_inspection(const Inspection& r) {
   row(out, "total, FP8 equivalent", flops(r.flops.fp8_equivalent()));
   row(out, "against DeepSeek-V3.2", fmt::format("{:.1f} %", 100.0 * r.flops_ratio()),
       "FP8 equivalents");
+
+  out += "\nDeepSeek-V3.2 at this context\n";
+  row(out, "active per token", count(V32{}.active_parameters().total()), "multiplied ones");
+  row(out, "KV cache per token", fmt::format("{} B", V32{}.kv_bytes_per_token()), "FP8");
+  row(out, "KV cache", size(r.v32_kv_bytes));
+  row(out, "linear", flops(r.v32_flops.linear));
+  row(out, "core attention", flops(r.v32_flops.core), "bf16, counts double");
+  row(out, "indexer", flops(r.v32_flops.indexer),
+      fmt::format("counts {:.1f}", r.v32_flops.indexer_weight));
+  row(out, "total", flops(r.v32_flops.plain()));
+  row(out, "total, FP8 equivalent", flops(r.v32_flops.fp8_equivalent()));
   if (!r.notes.empty()) out += "\nnotes\n";
   for (const std::string& note : r.notes) out += fmt::format("  {}\n", note);
   return out;
