@@ -68,6 +68,28 @@ TEST(Quantize, PacksTheLowerColumnInTheLowNibble) {
   EXPECT_EQ(q.scale.data<ue8m0>()[0].bits, 127);
 }
 
+// The loops have their own branch-free encoders; the conversions of core/dtype.h judge them.
+TEST(Quantize, EncodesEveryBf16AsTheScalarConversionsDo) {
+  Tensor w = Tensor::empty({128, 512}, DType::bf16);
+  auto* values = w.data<bf16>();
+  for (std::int64_t i = 0; i < w.numel(); ++i) {
+    values[i] = {static_cast<std::uint16_t>(i)};
+    if (!std::isfinite(to_float(values[i]))) values[i] = {0};
+  }
+  const QuantTensor fp8 = quantize_fp8(w), fp4 = quantize_fp4(w);
+  for (std::int64_t r = 0; r < 128; ++r) {
+    for (std::int64_t c = 0; c < 512; ++c) {
+      const std::int64_t i = r * 512 + c;
+      const float v = to_float(values[i]);
+      const float fp8_scale = to_float(fp8.scale.data<ue8m0>()[c / 128]);
+      const float fp4_scale = to_float(fp4.scale.data<ue8m0>()[i / 32]);
+      ASSERT_EQ(fp8.data.data<f8_e4m3>()[i].bits, to_e4m3(v / fp8_scale).bits) << v;
+      const auto packed = std::to_integer<unsigned>(fp4.data.bytes()[i / 2]);
+      ASSERT_EQ((packed >> (4 * (i & 1))) & 15u, to_e2m1(v / fp4_scale)) << v;
+    }
+  }
+}
+
 TEST(Quantize, ZeroBlocksStayZero) {
   const Tensor w = Tensor::zeros({4, 64}, DType::f32);
   for (const float v : dequantised(quantize_fp4(w))) EXPECT_EQ(v, 0.0f);
