@@ -55,17 +55,22 @@ constexpr std::string_view kResponseFormat =
     "## Response Format:\n\n"
     "You MUST strictly adhere to the following schema to reply:\n";
 
-constexpr EffortName kPreviewEfforts[] = {
-    {"none", ReasoningEffort::none}, {"minimal", ReasoningEffort::high},
-    {"low", ReasoningEffort::high},  {"medium", ReasoningEffort::high},
-    {"high", ReasoningEffort::high}, {"xhigh", ReasoningEffort::max},
-    {"max", ReasoningEffort::max}};
+constexpr EffortName kPreviewEfforts[] = {{.name = "none", .level = ReasoningEffort::none},
+                                          {.name = "minimal", .level = ReasoningEffort::high},
+                                          {.name = "low", .level = ReasoningEffort::high},
+                                          {.name = "medium", .level = ReasoningEffort::high},
+                                          {.name = "high", .level = ReasoningEffort::high},
+                                          {.name = "xhigh", .level = ReasoningEffort::max},
+                                          {.name = "max", .level = ReasoningEffort::max}};
 
-constexpr EffortName k0731Efforts[] = {
-    {"none", ReasoningEffort::none}, {"minimal", ReasoningEffort::low},
-    {"low", ReasoningEffort::low},   {"medium", ReasoningEffort::high},
-    {"high", ReasoningEffort::high}, {"xhigh", ReasoningEffort::high},
-    {"max", ReasoningEffort::max},   {"ultra", ReasoningEffort::max}};
+constexpr EffortName k0731Efforts[] = {{.name = "none", .level = ReasoningEffort::none},
+                                       {.name = "minimal", .level = ReasoningEffort::low},
+                                       {.name = "low", .level = ReasoningEffort::low},
+                                       {.name = "medium", .level = ReasoningEffort::high},
+                                       {.name = "high", .level = ReasoningEffort::high},
+                                       {.name = "xhigh", .level = ReasoningEffort::high},
+                                       {.name = "max", .level = ReasoningEffort::max},
+                                       {.name = "ultra", .level = ReasoningEffort::max}};
 
 constexpr ChatFormat kPreview{.bos = "<｜begin▁of▁sentence｜>",
                               .eos = "<｜end▁of▁sentence｜>",

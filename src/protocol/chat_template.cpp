@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <utility>
 
 #include "core/error.h"
 #include "protocol/chat_format.h"
@@ -16,7 +17,7 @@ namespace {
 // One piece of a user turn: what the user wrote, or a tool's result.
 struct Part {
   const Message* source;
-  bool is_result() const { return source->role == Role::tool; }
+  [[nodiscard]] bool is_result() const { return source->role == Role::tool; }
 };
 
 // A message as it is rendered. Tool results do not exist in a prompt: they are parts of user turns.
@@ -70,10 +71,12 @@ void sort_results(std::vector<Turn>& turns) {
     }
     if (call_order.empty()) continue;
     std::vector<Part> results;
-    std::copy_if(turn.parts.begin(), turn.parts.end(), std::back_inserter(results),
-                 [](const Part& part) { return part.is_result(); });
-    std::stable_sort(results.begin(), results.end(),
-                     [&](const Part& a, const Part& b) { return order_of(a) < order_of(b); });
+    std::ranges::copy_if(turn.parts, std::back_inserter(results),
+                         [](const Part& part) { return part.is_result(); });
+    // By address where the order is the same: the messages stand in one array.
+    std::ranges::sort(results, [&](const Part& a, const Part& b) {
+      return std::pair(order_of(a), a.source) < std::pair(order_of(b), b.source);
+    });
     auto next = results.begin();
     for (Part& part : turn.parts) {
       if (part.is_result()) part = *next++;
@@ -129,15 +132,14 @@ class Renderer {
   }
 
  private:
-  bool thinking() const { return options_.thinking_mode == ThinkingMode::thinking; }
+  [[nodiscard]] bool thinking() const { return options_.thinking_mode == ThinkingMode::thinking; }
 
-  bool drops_thinking(const Conversation& conversation) const {
+  [[nodiscard]] bool drops_thinking(const Conversation& conversation) const {
     return options_.drop_thinking &&
-           std::none_of(conversation.messages.begin(), conversation.messages.end(),
-                        [&](const Message& message) {
-                          return !message.tools.empty() || (options_.tool_history_keeps_thinking &&
-                                                            !message.tool_calls.empty());
-                        });
+           std::ranges::none_of(conversation.messages, [&](const Message& message) {
+             return !message.tools.empty() ||
+                    (options_.tool_history_keeps_thinking && !message.tool_calls.empty());
+           });
   }
 
   void body(std::size_t i) {

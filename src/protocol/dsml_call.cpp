@@ -31,7 +31,7 @@ void EventSink::content(std::string_view text) {
 }
 
 void EventSink::begin_call(std::size_t index, std::string_view name) {
-  out_.push_back(ToolCallBegin{index, std::string(name)});
+  out_.emplace_back(ToolCallBegin{.index = index, .name = std::string(name)});
 }
 
 void EventSink::argument(std::size_t index, std::string_view text) {
@@ -40,12 +40,12 @@ void EventSink::argument(std::size_t index, std::string_view text) {
   if (last != nullptr && last->index == index) {
     last->text += text;
   } else {
-    out_.push_back(ArgumentDelta{index, std::string(text)});
+    out_.emplace_back(ArgumentDelta{.index = index, .text = std::string(text)});
   }
 }
 
 void EventSink::end_call(std::size_t index) {
-  out_.push_back(ToolCallEnd{index});
+  out_.emplace_back(ToolCallEnd{index});
 }
 
 void EventSink::malformed(DsmlError error, std::string_view text) {
@@ -53,7 +53,7 @@ void EventSink::malformed(DsmlError error, std::string_view text) {
   if (last != nullptr && last->error == error) {
     last->text += text;
   } else {
-    out_.push_back(Malformed{error, std::string(text)});
+    out_.emplace_back(Malformed{.error = error, .text = std::string(text)});
   }
 }
 

@@ -28,6 +28,7 @@ DeclaredTool declared_tool(const Json& function) {
 
 std::vector<DeclaredTool> declared_tools(const std::vector<Json>& functions) {
   std::vector<DeclaredTool> tools;
+  tools.reserve(functions.size());
   for (const Json& function : functions) tools.push_back(declared_tool(function));
   return tools;
 }

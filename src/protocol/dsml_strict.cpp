@@ -5,11 +5,18 @@
 #include <algorithm>
 #include <optional>
 
+#include "core/error.h"
 #include "protocol/chat_format.h"
 #include "protocol/dsml_grammar.h"
 
 namespace hadal::protocol {
 namespace {
+
+constexpr std::string_view kGlue = ">\n";  // between tags
+constexpr std::string_view kName = "name=\"";
+constexpr std::string_view kKey = " name=\"";
+constexpr std::string_view kString = "\" string=\"true\">";
+constexpr std::string_view kJson = "\" string=\"false\">";
 
 struct Reasoning {};
 struct Content {};
@@ -95,11 +102,16 @@ class StrictGrammar final : public DsmlGrammar {
     state_ = Failed{error};
     return true;
   }
+  OpenCall& call() {
+    HADAL_CHECK(call_.has_value());
+    return *call_;
+  }
   void begin_call(DsmlText& text) {
-    call_.emplace(OpenCall{n_calls_, text.offset(), CallArguments(n_calls_)});
+    call_.emplace(
+        OpenCall{.index = n_calls_, .begin = text.offset(), .arguments = CallArguments(n_calls_)});
   }
   void end_call(EventSink& sink) {
-    call_->arguments.end(sink);
+    call().arguments.end(sink);
     call_.reset();
     state_ = Block{};
   }
@@ -136,12 +148,12 @@ const StrictGrammar::Trigger* StrictGrammar::scan(DsmlText& text, const Trigger 
 }
 
 bool StrictGrammar::step(Reasoning&, DsmlText& text, EventSink& sink) {
-  const Trigger triggers[] = {{format_.think_close, std::nullopt},
-                              {calls_open_, DsmlError::missing_think_end},
-                              {format_.eos, DsmlError::missing_think_end},
-                              {format_.bos, DsmlError::special_in_text},
-                              {format_.think_open, DsmlError::special_in_text},
-                              {format_.dsml_mark, DsmlError::special_in_text}};
+  const Trigger triggers[] = {{.pattern = format_.think_close, .error = std::nullopt},
+                              {.pattern = calls_open_, .error = DsmlError::missing_think_end},
+                              {.pattern = format_.eos, .error = DsmlError::missing_think_end},
+                              {.pattern = format_.bos, .error = DsmlError::special_in_text},
+                              {.pattern = format_.think_open, .error = DsmlError::special_in_text},
+                              {.pattern = format_.dsml_mark, .error = DsmlError::special_in_text}};
   const char first_bytes[] = {'\n', '<', format_.dsml_mark[0], 0};
   const Trigger* found =
       scan(text, triggers, first_bytes, [&](std::string_view before) { sink.reasoning(before); });
@@ -153,12 +165,12 @@ bool StrictGrammar::step(Reasoning&, DsmlText& text, EventSink& sink) {
 }
 
 bool StrictGrammar::step(Content&, DsmlText& text, EventSink& sink) {
-  const Trigger triggers[] = {{calls_open_, std::nullopt},
-                              {format_.eos, std::nullopt},
-                              {format_.bos, DsmlError::special_in_text},
-                              {format_.think_open, DsmlError::special_in_text},
-                              {format_.think_close, DsmlError::special_in_text},
-                              {format_.dsml_mark, DsmlError::special_in_text}};
+  const Trigger triggers[] = {{.pattern = calls_open_, .error = std::nullopt},
+                              {.pattern = format_.eos, .error = std::nullopt},
+                              {.pattern = format_.bos, .error = DsmlError::special_in_text},
+                              {.pattern = format_.think_open, .error = DsmlError::special_in_text},
+                              {.pattern = format_.think_close, .error = DsmlError::special_in_text},
+                              {.pattern = format_.dsml_mark, .error = DsmlError::special_in_text}};
   const char first_bytes[] = {'\n', '<', format_.dsml_mark[0], 0};
   const Trigger* found =
       scan(text, triggers, first_bytes, [&](std::string_view before) { sink.content(before); });
@@ -175,7 +187,6 @@ bool StrictGrammar::step(Content&, DsmlText& text, EventSink& sink) {
 
 std::string_view StrictGrammar::glued(DsmlText& text, std::string_view either,
                                       std::string_view other, DsmlError error) {
-  constexpr std::string_view kGlue = ">\n";
   const std::string_view rest = text.rest();
   Match best = text.match(rest, kGlue);
   if (best == Match::full) {
@@ -215,7 +226,6 @@ bool StrictGrammar::step(InvokeHeader& state, DsmlText& text, EventSink& sink) {
   const std::size_t past = std::min(parameter, end);
   if (past == std::string_view::npos) return false;
 
-  constexpr std::string_view kName = "name=\"";
   std::string_view header = rest.substr(0, past);
   header.remove_prefix(whitespace_prefix(header));
   if (!header.starts_with(kName)) return fail(text, DsmlError::bad_invoke_header);
@@ -225,7 +235,7 @@ bool StrictGrammar::step(InvokeHeader& state, DsmlText& text, EventSink& sink) {
   header.remove_suffix(n_tail);
 
   ++n_calls_;
-  sink.begin_call(call_->index, header);
+  sink.begin_call(call().index, header);
   if (parameter < end) {
     text.advance(past + parameter_open_.size());
     state_ = ParameterHeader{};
@@ -250,14 +260,11 @@ bool StrictGrammar::step(Parameters&, DsmlText& text, EventSink& sink) {
 
 // The key ends where a whole string attribute first follows, so it may hold quotes and brackets.
 bool StrictGrammar::step(ParameterHeader& state, DsmlText& text, EventSink& sink) {
-  constexpr std::string_view kName = " name=\"";
-  constexpr std::string_view kString = "\" string=\"true\">";
-  constexpr std::string_view kJson = "\" string=\"false\">";
   std::string_view rest = text.rest();
-  const Match name = text.match(rest, kName);
+  const Match name = text.match(rest, kKey);
   if (name == Match::partial) return false;
   if (name == Match::none) return !rest.empty() && fail(text, DsmlError::bad_parameter);
-  rest.remove_prefix(kName.size());
+  rest.remove_prefix(kKey.size());
 
   const std::size_t is_string = state.is_string.find(rest, kString);
   const std::size_t is_json = state.is_json.find(rest, kJson);
@@ -267,28 +274,28 @@ bool StrictGrammar::step(ParameterHeader& state, DsmlText& text, EventSink& sink
   if (past == std::string_view::npos) return false;
 
   const std::string key(rest.substr(0, past));
-  if (call_->arguments.has(key)) return fail(text, DsmlError::duplicate_parameter);
+  if (call().arguments.has(key)) return fail(text, DsmlError::duplicate_parameter);
   if (is_string < is_json) {
-    text.advance(kName.size() + past + kString.size());
-    call_->arguments.begin_string(key, sink);
+    text.advance(kKey.size() + past + kString.size());
+    call().arguments.begin_string(key, sink);
     state_ = StringValue{};
   } else {
-    text.advance(kName.size() + past + kJson.size());
-    state_ = JsonValue{key, {}};
+    text.advance(kKey.size() + past + kJson.size());
+    state_ = JsonValue{.key = key, .close = {}};
   }
   return true;
 }
 
 bool StrictGrammar::step(StringValue&, DsmlText& text, EventSink& sink) {
-  const Trigger triggers[] = {{value_close_, std::nullopt},
-                              {parameter_close_, DsmlError::bad_parameter}};
+  const Trigger triggers[] = {{.pattern = value_close_, .error = std::nullopt},
+                              {.pattern = parameter_close_, .error = DsmlError::bad_parameter}};
   const Trigger* found = scan(text, triggers, "</", [&](std::string_view before) {
-    call_->arguments.string_piece(before, sink);
+    call().arguments.string_piece(before, sink);
   });
   if (found == nullptr) return false;
   if (found->error) return fail(text, *found->error);
   text.advance(value_close_.size());
-  call_->arguments.end_string(sink);
+  call().arguments.end_string(sink);
   state_ = Parameters{};
   return true;
 }
@@ -299,7 +306,7 @@ bool StrictGrammar::step(JsonValue& state, DsmlText& text, EventSink& sink) {
   const std::size_t end = state.close.find(rest, parameter_close_);
   if (end == std::string_view::npos) return false;
   if (end == 0 || rest[end - 1] != '<') return fail(text, DsmlError::bad_parameter);
-  call_->arguments.json(state.key, rest.substr(0, end - 1), sink);
+  call().arguments.json(state.key, rest.substr(0, end - 1), sink);
   text.advance(end + parameter_close_.size());
   state_ = Parameters{};
   return true;

@@ -51,10 +51,11 @@ TagMatch DsmlTags::match(std::string_view view, bool may_grow, const std::vector
   Match best = Match::none;
   for (const DsmlTag& tag : tags) {
     const Match match = match_prefix(view, tag.text, may_grow);
-    if (match == Match::full) return {match, &tag};  // no tag is the beginning of another
+    if (match == Match::full)
+      return {.match = match, .tag = &tag};  // no tag is the beginning of another
     if (match == Match::partial) best = match;
   }
-  return {best, nullptr};
+  return {.match = best, .tag = nullptr};
 }
 
 }  // namespace hadal::protocol

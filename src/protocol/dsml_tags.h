@@ -45,7 +45,7 @@ class DsmlTags {
 
  private:
   static TagMatch match(std::string_view view, bool may_grow, const std::vector<DsmlTag>& tags);
-  std::string_view name(TagKind kind) const;
+  [[nodiscard]] std::string_view name(TagKind kind) const;
 
   const ChatFormat& format_;
   std::vector<DsmlTag> all_, block_openers_;

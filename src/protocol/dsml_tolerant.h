@@ -5,6 +5,7 @@
 #include <string>
 #include <variant>
 
+#include "core/error.h"
 #include "protocol/chat_format.h"
 #include "protocol/dsml_grammar.h"
 #include "protocol/dsml_tags.h"
@@ -134,6 +135,11 @@ class TolerantGrammar final : public DsmlGrammar {
   void end_call(EventSink& sink);
   bool fail(DsmlError error, DsmlText& text, EventSink& sink);
 
+  // What a state inside a call, or inside a block that is not certain, may rely on.
+  OpenCall& call() {
+    HADAL_CHECK(call_.has_value());
+    return *call_;
+  }
   void count(std::size_t rule) { ++recoveries[rule]; }
   const DeclaredTool* declared(std::string_view name) const;
 

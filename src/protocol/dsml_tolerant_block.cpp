@@ -6,6 +6,7 @@
 namespace hadal::protocol {
 namespace {
 
+constexpr std::string_view kName = "name=\"";
 constexpr std::size_t kMaxInvokeHeader = 512;  // bytes; names have at most 64 characters
 
 // Inside a block what the end of the text cuts off is no text, so it stays unread for close().
@@ -38,8 +39,12 @@ bool TolerantGrammar::step(Block& state, DsmlText& text, EventSink& sink) {
         count(2);
       }
     }
-    call_.emplace(OpenCall{n_calls_, text.offset(), tag.tag->mark, nullptr, CallArguments(n_calls_),
-                           std::nullopt});
+    call_.emplace(OpenCall{.index = n_calls_,
+                           .begin = text.offset(),
+                           .mark = tag.tag->mark,
+                           .tool = nullptr,
+                           .arguments = CallArguments(n_calls_),
+                           .wrapped = std::nullopt});
     state_ = InvokeHeader{};
     text.advance(tag.tag->text.size());
     return true;
@@ -67,7 +72,6 @@ bool TolerantGrammar::step(Block& state, DsmlText& text, EventSink& sink) {
 }
 
 bool TolerantGrammar::step(InvokeHeader&, DsmlText& text, EventSink& sink) {
-  constexpr std::string_view kName = "name=\"";
   // Looked at up to the limit even when more is there, or the cut of the text would decide.
   const std::string_view rest = text.rest().substr(0, kMaxInvokeHeader);
   const std::size_t n_whitespace = whitespace_prefix(rest);
@@ -102,11 +106,11 @@ bool TolerantGrammar::step(InvokeHeader&, DsmlText& text, EventSink& sink) {
     }
     opening_.reset();
   }
-  call_->tool = tool;
+  call().tool = tool;
   ++n_calls_;
-  sink.begin_call(call_->index, name);
+  sink.begin_call(call().index, name);
   text.advance(n_whitespace + kName.size() + n_name + 2);
-  state_ = Parameters{{}, true};
+  state_ = Parameters{.gap = {}, .after_header = true};
   return true;
 }
 
@@ -129,7 +133,7 @@ bool TolerantGrammar::step(Parameters& state, DsmlText& text, EventSink& sink) {
       (tag.match == Match::full && tag.tag->kind == TagKind::invoke && !tag.tag->closing)) {
     count(5);  // the invoke is closed by what must stand outside it, which is read there
     end_call(sink);
-    state_ = Block{{}, true};
+    state_ = Block{.gap = {}, .at_invoke = true};
     return true;
   }
   if (tag.match == Match::full && tag.tag->kind == TagKind::invoke) {
@@ -142,11 +146,12 @@ bool TolerantGrammar::step(Parameters& state, DsmlText& text, EventSink& sink) {
   if (tag.match == Match::full && !tag.tag->closing) {
     if (!is_canonical) count(2);
     text.advance(tag.tag->text.size());
-    state_ = ParameterHeader{tags_.closer(tag.tag->mark, TagKind::parameter), {}, {}};
+    state_ = ParameterHeader{
+        .closer = tags_.closer(tag.tag->mark, TagKind::parameter), .past = {}, .end = {}};
     return true;
   }
   if (rest[0] == '{' && after_header) {
-    state_ = JsonBody{tags_.closer(call_->mark, TagKind::invoke), {}};
+    state_ = JsonBody{.closer = tags_.closer(call().mark, TagKind::invoke), .end = {}};
     return true;
   }
   return fail(after_header ? DsmlError::bad_invoke_header : DsmlError::bad_parameter_glue, text,
@@ -155,7 +160,6 @@ bool TolerantGrammar::step(Parameters& state, DsmlText& text, EventSink& sink) {
 
 // ` name="KEY" string="true|false">`; the string attribute may be missing or unreadable (R12).
 bool TolerantGrammar::step(ParameterHeader& state, DsmlText& text, EventSink& sink) {
-  constexpr std::string_view kName = "name=\"";
   const std::string_view rest = text.rest();
   const std::size_t past = state.past.find(rest, "\">");
   const std::size_t end = state.end.find(rest, state.closer);
@@ -182,7 +186,8 @@ bool TolerantGrammar::step(ParameterHeader& state, DsmlText& text, EventSink& si
 
 bool TolerantGrammar::enter_value(std::string key, std::optional<bool> is_string,
                                   std::string closer, EventSink& sink) {
-  const DeclaredTool* tool = call_->tool;
+  OpenCall& open = call();
+  const DeclaredTool* tool = open.tool;
   const auto* property = tool == nullptr ? nullptr : tool->find(key);
   if (!is_string) {
     count(12);
@@ -191,18 +196,26 @@ bool TolerantGrammar::enter_value(std::string key, std::optional<bool> is_string
   const ValueForm form = !is_string   ? ValueForm::unknown
                          : *is_string ? ValueForm::string
                                       : ValueForm::json;
-  const bool may_be_wrapper = call_->arguments.empty() && !call_->wrapped && tool != nullptr &&
+  const bool may_be_wrapper = open.arguments.empty() && !open.wrapped && tool != nullptr &&
                               !tool->properties.empty() && property == nullptr &&
                               (key == "arguments" || key == "input");
-  if (call_->wrapped && call_->wrapped->key != key) settle_wrapped(sink);
-  if (call_->wrapped || call_->arguments.has(key)) {
+  if (open.wrapped && open.wrapped->key != key) settle_wrapped(sink);
+  if (open.wrapped || open.arguments.has(key)) {
     count(14);
-    state_ = HeldValue{std::move(closer), std::move(key), ValueForm::discarded, false, {}};
+    state_ = HeldValue{.closer = std::move(closer),
+                       .key = std::move(key),
+                       .form = ValueForm::discarded,
+                       .may_be_wrapper = false,
+                       .end = {}};
   } else if (form == ValueForm::string && !may_be_wrapper) {
-    call_->arguments.begin_string(key, sink);
+    open.arguments.begin_string(key, sink);
     state_ = StringValue{std::move(closer)};
   } else {
-    state_ = HeldValue{std::move(closer), std::move(key), form, may_be_wrapper, {}};
+    state_ = HeldValue{.closer = std::move(closer),
+                       .key = std::move(key),
+                       .form = form,
+                       .may_be_wrapper = may_be_wrapper,
+                       .end = {}};
   }
   return true;
 }
@@ -222,11 +235,11 @@ bool TolerantGrammar::step(StringValue& state, DsmlText& text, EventSink& sink) 
     if (is_closed || begins(ahead, state.closer) || begins(ahead, format_.eos)) break;
   }
   const std::string_view before = rest.substr(0, at);
-  call_->arguments.string_piece(before, sink);
+  call().arguments.string_piece(before, sink);
   text.advance(before.size());
   if (!is_closed) return false;
   text.advance(state.closer.size());
-  call_->arguments.end_string(sink);
+  call().arguments.end_string(sink);
   state_ = Parameters{};
   return true;
 }
@@ -237,7 +250,8 @@ bool TolerantGrammar::step(HeldValue& state, DsmlText& text, EventSink& sink) {
   if (end == std::string_view::npos) return false;
   const std::string_view value = rest.substr(0, end);
   if (state.may_be_wrapper) {
-    call_->wrapped = WrappedArguments{state.key, std::string(value), state.form};
+    call().wrapped =
+        WrappedArguments{.key = state.key, .value = std::string(value), .form = state.form};
   } else {
     put_value(state.key, value, state.form, sink);
   }
@@ -249,36 +263,40 @@ bool TolerantGrammar::step(HeldValue& state, DsmlText& text, EventSink& sink) {
 void TolerantGrammar::put_value(const std::string& key, std::string_view value, ValueForm form,
                                 EventSink& sink) {
   if (form == ValueForm::discarded) return;
-  if (form == ValueForm::string) return call_->arguments.string(key, value, sink);
-  if (is_json(value)) return call_->arguments.json(key, value, sink);
+  if (form == ValueForm::string) return call().arguments.string(key, value, sink);
+  if (is_json(value)) return call().arguments.json(key, value, sink);
   if (form == ValueForm::json) count(13);
-  call_->arguments.string(key, value, sink);
+  call().arguments.string(key, value, sink);
 }
 
 // R11: the one parameter holds an object of the schema's own keys.
 bool TolerantGrammar::unwrap(EventSink& sink) {
-  const std::string_view value = trimmed(call_->wrapped->value);
+  OpenCall& open = call();
+  if (!open.wrapped) return false;
+  const std::string_view value = trimmed(open.wrapped->value);
   const std::optional<Json> json = Json::try_parse(value);
   const auto* object = json ? json->as<Json::Object>() : nullptr;
   if (object == nullptr) return false;
   for (const Json::Member& member : *object) {
-    if (call_->tool->find(member.key) == nullptr) return false;
+    if (open.tool->find(member.key) == nullptr) return false;
   }
   count(11);
-  call_->arguments.end_with(value, sink);
+  open.arguments.end_with(value, sink);
   return true;
 }
 
 void TolerantGrammar::settle_wrapped(EventSink& sink) {
-  const WrappedArguments wrapped = std::move(*call_->wrapped);
-  call_->wrapped.reset();
+  OpenCall& open = call();
+  if (!open.wrapped) return;
+  const WrappedArguments wrapped = std::move(*open.wrapped);
+  open.wrapped.reset();
   put_value(wrapped.key, wrapped.value, wrapped.form, sink);
 }
 
 void TolerantGrammar::end_call(EventSink& sink) {
-  if (!call_->wrapped || !unwrap(sink)) {
-    if (call_->wrapped) settle_wrapped(sink);
-    call_->arguments.end(sink);
+  if (!unwrap(sink)) {
+    settle_wrapped(sink);
+    call().arguments.end(sink);
   }
   call_.reset();
 }
@@ -290,7 +308,7 @@ bool TolerantGrammar::step(JsonBody& state, DsmlText& text, EventSink& sink) {
   const std::string_view body = trimmed(rest.substr(0, end));
   if (!is_json(body)) return fail(DsmlError::bad_invoke_header, text, sink);
   count(10);
-  call_->arguments.end_with(body, sink);
+  call().arguments.end_with(body, sink);
   text.advance(end + state.closer.size());
   call_.reset();
   state_ = Block{};
@@ -299,7 +317,7 @@ bool TolerantGrammar::step(JsonBody& state, DsmlText& text, EventSink& sink) {
 
 // From the tag of the call on, the turn is passed on as it is.
 bool TolerantGrammar::fail(DsmlError error, DsmlText& text, EventSink& sink) {
-  text.rewind(call_->begin);
+  text.rewind(call().begin);
   call_.reset();
   sink.malformed(error, {});
   state_ = Failed{error};

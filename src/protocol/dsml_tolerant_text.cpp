@@ -158,7 +158,7 @@ void TolerantGrammar::meet_tag(const DsmlTag& tag, std::size_t separator, DsmlTe
   if (tag.closing) {
     if (!content_has_opener_ && !in_code) {
       const std::uint64_t past = text.offset() + separator + tag.text.size();
-      state_ = OrphanClosers{text.offset(), past};
+      state_ = OrphanClosers{.begin = text.offset(), .past_last = past};
       text.rewind(past);
       return;
     }
@@ -194,10 +194,11 @@ void TolerantGrammar::open_block(const Opening& opening, const DsmlTag& tag, Dsm
   opening_ = opening;
   has_wrapper_ = tag.kind == TagKind::calls;
   text.advance(opening.separator + (has_wrapper_ ? tag.text.size() : 0));
-  state_ = Block{{}, !has_wrapper_};
+  state_ = Block{.gap = {}, .at_invoke = !has_wrapper_};
 }
 
 void TolerantGrammar::reopen_as_text(DsmlText& text, EventSink& sink) {
+  HADAL_CHECK(opening_.has_value());
   const Opening opening = *opening_;
   opening_.reset();
   call_.reset();

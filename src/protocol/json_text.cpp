@@ -29,6 +29,10 @@ double to_double(std::string_view text, long double wide) {
   return std::signbit(wide) ? -magnitude : magnitude;
 }
 
+// By the alternatives of Json::Value.
+constexpr const char* kTypeNames[] = {"null",   "boolean", "number", "number",
+                                      "string", "array",   "object"};
+
 // Builds a Json from nlohmann's events.
 class Builder final : public nlohmann::json_sax<WideJson> {
  public:
@@ -170,11 +174,13 @@ void append_float(std::string& out, double value) {
     if (n_digits > 1) out.append(".").append(digits, 1);
     out += fmt::format("e{}{:02}", exponent < 0 ? '-' : '+', std::abs(exponent));
   } else if (exponent < 0) {
-    out.append("0.").append(static_cast<std::size_t>(-exponent - 1), '0').append(digits);
+    const auto n_zeros = static_cast<std::size_t>(-exponent) - 1;
+    out.append("0.").append(n_zeros, '0').append(digits);
   } else if (n_digits <= exponent + 1) {
-    out.append(digits).append(static_cast<std::size_t>(exponent + 1 - n_digits), '0').append(".0");
+    const auto n_whole = static_cast<std::size_t>(exponent) + 1;
+    out.append(digits).append(n_whole - digits.size(), '0').append(".0");
   } else {
-    const auto n_whole = static_cast<std::size_t>(exponent + 1);
+    const auto n_whole = static_cast<std::size_t>(exponent) + 1;
     out.append(digits, 0, n_whole).append(".").append(digits, n_whole);
   }
 }
@@ -253,9 +259,7 @@ bool Json::truthy() const {
 }
 
 const char* Json::type_name() const {
-  constexpr const char* kNames[] = {"null",   "boolean", "number", "number",
-                                    "string", "array",   "object"};
-  return kNames[value.index()];
+  return kTypeNames[value.index()];
 }
 
 bool is_json(std::string_view text) {

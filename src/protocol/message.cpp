@@ -17,21 +17,25 @@ struct Name {
   T value;
 };
 
-constexpr Name<Role> kRoles[] = {
-    {"system", Role::system},       {"user", Role::user},
-    {"assistant", Role::assistant}, {"tool", Role::tool},
-    {"developer", Role::developer}, {"latest_reminder", Role::latest_reminder}};
-constexpr Name<ThinkingMode> kThinkingModes[] = {{"chat", ThinkingMode::chat},
-                                                 {"thinking", ThinkingMode::thinking}};
-constexpr Name<ReasoningEffort> kEfforts[] = {{"none", ReasoningEffort::none},
-                                              {"low", ReasoningEffort::low},
-                                              {"high", ReasoningEffort::high},
-                                              {"max", ReasoningEffort::max}};
-constexpr Name<ChatProfile> kProfiles[] = {{"v4-preview", ChatProfile::v4_preview},
-                                           {"v4-0731", ChatProfile::v4_0731}};
-constexpr Name<Task> kTasks[] = {{"action", Task::action},       {"query", Task::query},
-                                 {"authority", Task::authority}, {"domain", Task::domain},
-                                 {"title", Task::title},         {"read_url", Task::read_url}};
+constexpr Name<Role> kRoles[] = {{.name = "system", .value = Role::system},
+                                 {.name = "user", .value = Role::user},
+                                 {.name = "assistant", .value = Role::assistant},
+                                 {.name = "tool", .value = Role::tool},
+                                 {.name = "developer", .value = Role::developer},
+                                 {.name = "latest_reminder", .value = Role::latest_reminder}};
+constexpr Name<ThinkingMode> kThinkingModes[] = {
+    {.name = "chat", .value = ThinkingMode::chat},
+    {.name = "thinking", .value = ThinkingMode::thinking}};
+constexpr Name<ReasoningEffort> kEfforts[] = {{.name = "none", .value = ReasoningEffort::none},
+                                              {.name = "low", .value = ReasoningEffort::low},
+                                              {.name = "high", .value = ReasoningEffort::high},
+                                              {.name = "max", .value = ReasoningEffort::max}};
+constexpr Name<ChatProfile> kProfiles[] = {{.name = "v4-preview", .value = ChatProfile::v4_preview},
+                                           {.name = "v4-0731", .value = ChatProfile::v4_0731}};
+constexpr Name<Task> kTasks[] = {
+    {.name = "action", .value = Task::action},       {.name = "query", .value = Task::query},
+    {.name = "authority", .value = Task::authority}, {.name = "domain", .value = Task::domain},
+    {.name = "title", .value = Task::title},         {.name = "read_url", .value = Task::read_url}};
 
 template <class T, std::size_t N>
 const char* name_of(const Name<T> (&names)[N], T value) {
@@ -66,7 +70,7 @@ class OpenCalls {
     message_index_ = message_index;
   }
   bool answer(const std::string& id) {
-    auto found = std::find(ids_.begin(), ids_.end(), id);
+    auto found = std::ranges::find(ids_, id);
     if (found == ids_.end()) return false;
     ids_.erase(found);
     return true;
