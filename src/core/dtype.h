@@ -49,7 +49,7 @@ struct ue8m0 {
   return {static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
 }
 [[nodiscard]] inline float round_to_bf16(float x) {
-  return to_float(to_bf16(x));
+  return std::bit_cast<float>(std::uint32_t{to_bf16(x).bits} << 16);
 }
 
 // f16, for reading files that carry it.

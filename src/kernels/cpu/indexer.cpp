@@ -125,57 +125,83 @@ void select_topk(const float* scores, std::int64_t n, std::int64_t topk, std::in
   std::fill(out + kept, out + topk, -1);
 }
 
-// Scores of one query against the keys of one page.
-template <class T>
-void score_page(const IndexTopkArgs& a, const IndexSequence& s, const ActivationPanel& panel,
-                std::int64_t t, std::int64_t page, std::int64_t n, float* scores) {
-  thread_local std::vector<float> dots;
-  const std::int64_t n_heads = a.q.dim(1);
-  dots.resize(static_cast<std::size_t>(n_heads * n));
-  std::fill(scores, scores + n, 0.0f);
-  dot_rows(panel, t * n_heads, (t + 1) * n_heads, page_keys(s.keys, page), 0, n, dots.data(), n);
-  const T* weights = a.weights.data<const T>() + t * n_heads;
-  for (std::int64_t h = 0; h < n_heads; ++h) {
-    add_head(T{}, scores, dots.data() + h * n, load(weights[h]), n);
-  }
-  for (std::int64_t i = 0; i < n; ++i) scores[i] = rounded<T>(scores[i]);
-}
-
-// Queries go in blocks, and a block's work is split over queries and pages, so that one query over
-// a long history keeps every thread busy and many queries do not need the whole score matrix.
+// Queries go in blocks, so that many of them do not need the whole score matrix. A block's work is
+// split over groups of queries, which share the decoding of a page's keys, and over pages, so that
+// one query over a long history keeps every thread busy.
 constexpr std::int64_t kQueryBlock = 32;
+constexpr std::int64_t kQueryGroup = 8;
 
 template <class T>
-void index_sequence(Stream& stream, const IndexTopkArgs& a, const IndexSequence& s,
-                    const ActivationPanel& panel) {
-  const std::int64_t topk = a.selected.dim(1), per_page = s.keys.rows_per_page;
-  thread_local std::vector<float> block_scores;
-  for (std::int64_t t0 = s.begin; t0 < s.end; t0 += kQueryBlock) {
-    const std::int64_t t1 = std::min(s.end, t0 + kQueryBlock);
-    const auto visible = [&](std::int64_t t) { return (s.start + t - s.begin + 1) / a.ratio; };
-    const std::int64_t n_pages = (visible(t1 - 1) + per_page - 1) / per_page;
-    const std::int64_t stride = n_pages * per_page;
-    block_scores.resize(static_cast<std::size_t>((t1 - t0) * stride));
-    float* scores = block_scores.data();
-    if (visible(t1 - 1) > topk) {
-      stream.pool().parallel_for((t1 - t0) * n_pages, 1, [&](std::int64_t i0, std::int64_t i1) {
+class SequenceIndex {
+ public:
+  SequenceIndex(Stream& stream, const IndexTopkArgs& a, const IndexSequence& s,
+                const ActivationPanel& panel)
+      : stream_(stream), a_(a), s_(s), panel_(panel), per_page_(s.keys.rows_per_page) {}
+
+  // `scores` is scratch that is kept between calls.
+  void run(std::vector<float>& scores) {
+    const std::int64_t topk = a_.selected.dim(1);
+    for (std::int64_t t0 = s_.begin; t0 < s_.end; t0 += kQueryBlock) {
+      const std::int64_t t1 = std::min(s_.end, t0 + kQueryBlock);
+      const std::int64_t n_pages = (visible(t1 - 1) + per_page_ - 1) / per_page_;
+      const std::int64_t stride = n_pages * per_page_;
+      scores.resize(static_cast<std::size_t>((t1 - t0) * stride));
+      if (visible(t1 - 1) > topk) score_block(t0, t1, n_pages, scores.data());
+      stream_.pool().parallel_for(t1 - t0, 1, [&](std::int64_t i0, std::int64_t i1) {
+        thread_local std::vector<float> scratch;
         for (std::int64_t i = i0; i < i1; ++i) {
-          const std::int64_t t = t0 + i / n_pages, page = i % n_pages;
-          const std::int64_t n = std::min(per_page, visible(t) - page * per_page);
-          if (n <= 0 || visible(t) <= topk) continue;
-          score_page<T>(a, s, panel, t, page, n, scores + (t - t0) * stride + page * per_page);
+          select_topk(scores.data() + i * stride, visible(t0 + i), topk,
+                      a_.selected.data<std::int32_t>() + (t0 + i) * topk, scratch);
         }
       });
     }
-    stream.pool().parallel_for(t1 - t0, 1, [&](std::int64_t i0, std::int64_t i1) {
-      thread_local std::vector<float> scratch;
+  }
+
+ private:
+  [[nodiscard]] std::int64_t visible(std::int64_t t) const {
+    return (s_.start + t - s_.begin + 1) / a_.ratio;
+  }
+
+  void score_block(std::int64_t t0, std::int64_t t1, std::int64_t n_pages, float* scores) const {
+    const std::int64_t n_groups = (t1 - t0 + kQueryGroup - 1) / kQueryGroup;
+    const std::int64_t stride = n_pages * per_page_;
+    stream_.pool().parallel_for(n_groups * n_pages, 1, [&](std::int64_t i0, std::int64_t i1) {
       for (std::int64_t i = i0; i < i1; ++i) {
-        select_topk(scores + i * stride, visible(t0 + i), topk,
-                    a.selected.data<std::int32_t>() + (t0 + i) * topk, scratch);
+        const std::int64_t g0 = t0 + i / n_pages * kQueryGroup, page = i % n_pages;
+        const std::int64_t g1 = std::min(t1, g0 + kQueryGroup);
+        score_page(g0, g1, page, scores + (g0 - t0) * stride + page * per_page_, stride);
       }
     });
   }
-}
+
+  // scores[q * stride + i] of queries [g0, g1) against the keys of one page, as far as the last of
+  // them sees.
+  void score_page(std::int64_t g0, std::int64_t g1, std::int64_t page, float* scores,
+                  std::int64_t stride) const {
+    thread_local std::vector<float> dots;
+    const std::int64_t n_heads = a_.q.dim(1);
+    const std::int64_t n = std::min(per_page_, visible(g1 - 1) - page * per_page_);
+    if (n <= 0) return;
+    dots.resize(static_cast<std::size_t>((g1 - g0) * n_heads * n));
+    dot_rows(panel_, g0 * n_heads, g1 * n_heads, page_keys(s_.keys, page), 0, n, dots.data(), n);
+    for (std::int64_t t = g0; t < g1; ++t) {
+      const T* weights = a_.weights.data<const T>() + t * n_heads;
+      float* out = scores + (t - g0) * stride;
+      const float* query_dots = dots.data() + (t - g0) * n_heads * n;
+      std::fill(out, out + n, 0.0f);
+      for (std::int64_t h = 0; h < n_heads; ++h) {
+        add_head(T{}, out, query_dots + h * n, load(weights[h]), n);
+      }
+      for (std::int64_t i = 0; i < n; ++i) out[i] = rounded<T>(out[i]);
+    }
+  }
+
+  Stream& stream_;
+  const IndexTopkArgs& a_;
+  const IndexSequence& s_;
+  const ActivationPanel& panel_;
+  std::int64_t per_page_;
+};
 
 }  // namespace
 
@@ -220,7 +246,8 @@ void index_topk(Stream& stream, const IndexTopkArgs& a) {
   }
   const ActivationPanel& shared = panel;
   dispatch_activation(a.q.dtype(), [&]<class T>() {
-    for (const IndexSequence& s : a.sequences) index_sequence<T>(stream, a, s, shared);
+    thread_local std::vector<float> scores;
+    for (const IndexSequence& s : a.sequences) SequenceIndex<T>(stream, a, s, shared).run(scores);
   });
 }
 

@@ -59,12 +59,12 @@ std::vector<Piece> cut(const std::vector<ExpertRun>& runs, std::int64_t rows, st
 template <class T>
 HADAL_SIMD_INLINE void swiglu_as(T* h, const float* gate, const float* up, float weight,
                                  float limit, std::int64_t n) {
+  const float cap = limit > 0.0f ? limit : INFINITY;
   for (std::int64_t i = 0; i < n; ++i) {
-    float g = rounded<T>(gate[i]), u = rounded<T>(up[i]);
-    if (limit > 0.0f) {
-      g = g > limit ? limit : g;
-      u = u > limit ? limit : (u < -limit ? -limit : u);
-    }
+    const float g0 = rounded<T>(gate[i]), u0 = rounded<T>(up[i]);
+    const float g = g0 > cap ? cap : g0;
+    const float u1 = u0 > cap ? cap : u0;
+    const float u = u1 < -cap ? -cap : u1;
     put(h[i], weight * (g * (1.0f / (1.0f + exp_f32(-g))) * u));
   }
 }
