@@ -10,7 +10,6 @@ namespace {
 
 using test::TestJson;
 
-
 // The events of one chunk in the form of the vectors.
 TestJson delta_json(const std::vector<DsmlEvent>& events) {
   TestJson delta = TestJson::object();
