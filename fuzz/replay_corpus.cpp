@@ -20,10 +20,17 @@ void replay_mutations(const std::string& seed_input, std::uint64_t seed) {
     for (std::uint32_t edit = 0; edit < 1 + rng.next_below(4) && !input.empty(); ++edit) {
       const auto at = rng.next_below(static_cast<std::uint32_t>(input.size()));
       switch (rng.next_below(4)) {
-        case 0: input[at] = static_cast<char>(rng.next_u32()); break;
-        case 1: input[at] = static_cast<char>(input[at] ^ (1 << rng.next_below(8))); break;
-        case 2: input.resize(at); break;
-        default: input.insert(at, input.substr(at, 1 + rng.next_below(16)));
+        case 0:
+          input[at] = static_cast<char>(rng.next_u32());
+          break;
+        case 1:
+          input[at] = static_cast<char>(input[at] ^ (1 << rng.next_below(8)));
+          break;
+        case 2:
+          input.resize(at);
+          break;
+        default:
+          input.insert(at, input.substr(at, 1 + rng.next_below(16)));
       }
     }
     LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(input.data()), input.size());

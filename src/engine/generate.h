@@ -14,7 +14,7 @@ struct GenerationRequest {
   std::vector<TokenId> prompt{};
   SamplingParams sampling{};
   std::int64_t max_tokens = 0;                // 0: until the context is full
-  std::vector<TokenId> stop_tokens{};           // end the answer and are not part of it
+  std::vector<TokenId> stop_tokens{};         // end the answer and are not part of it
   const std::atomic<bool>* cancel = nullptr;  // looked at between steps and prefill chunks
 };
 

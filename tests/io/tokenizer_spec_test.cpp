@@ -7,8 +7,8 @@
 #include <string>
 
 #include "core/error.h"
-#include "tiny_tokenizer.h"
 #include "io/tokenizer.h"
+#include "tiny_tokenizer.h"
 
 namespace hadal::io {
 namespace {
