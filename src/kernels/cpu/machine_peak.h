@@ -11,7 +11,7 @@ struct MachinePeak {
   double bf16_gflop_per_s = 0;  // dot products of bf16 pairs; 0 where the active set has none
 };
 
-// Takes about half a second and 256 MiB. The best of several runs: other load on the machine can
+// Takes about half a second and 256 MiB. The best of many short runs: other load on the machine can
 // only make them slower.
 [[nodiscard]] MachinePeak measure_machine_peak(ThreadPool& pool);
 
