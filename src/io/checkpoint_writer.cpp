@@ -171,8 +171,8 @@ void CheckpointWriter::finish() {
   }
   write_file("model.safetensors.index.json", index_json(weight_map_, total_bytes_));
 
-  std::error_code error;
-  if (!std::filesystem::exists(directory_, error)) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(directory_, ignored)) {
     fs_.rename(partial_, directory_);
   } else {
     // Two renames: in between neither name is a half-written directory.
@@ -182,8 +182,13 @@ void CheckpointWriter::finish() {
     fs_.rename(directory_, old);
     try {
       fs_.rename(partial_, directory_);
-    } catch (...) {
-      fs_.rename(old, directory_);
+    } catch (const Error& error) {
+      try {
+        fs_.rename(old, directory_);
+      } catch (const Error&) {
+        throw Error(error.code,
+                    fmt::format("{}; what was there before is now {}", error.what(), old.string()));
+      }
       throw;
     }
     finished_ = true;

@@ -74,12 +74,12 @@ class FailingFileSystem final : public FileSystem {
 // An empty directory that goes with the test.
 class ScratchDirectory {
  public:
-  ScratchDirectory() {
+  explicit ScratchDirectory(const std::string& purpose = "test") {
     const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
     std::string name = std::string(test->test_suite_name()) + "." + test->name();
     for (char& c : name) c = c == '/' ? '_' : c;
     path_ = std::filesystem::temp_directory_path() /
-            ("hadal-" + name + "-" + std::to_string(::getpid()));
+            ("hadal-" + name + "-" + purpose + "-" + std::to_string(::getpid()));
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }
