@@ -111,5 +111,19 @@ TEST(BootstrapShipped, CallsTheToolInTheRightForm) {
   EXPECT_EQ(got, std::vector<TokenId>(reference.begin(), end + 1));
 }
 
+// The released window and ratios: decoding across 3/4, 127/128, 255/256 equals prefill, in bytes.
+TEST(BootstrapShipped, DecodingEqualsPrefillAtEveryBoundary) {
+  const std::vector<TokenId> ids = ids_of(expected().tensor("heldout.ids"));
+  const std::span<const TokenId> text = std::span(ids).first(300);
+  SequenceRun whole(shipped(), Numerics::official), decoded(shipped(), Numerics::official);
+  const std::vector<float> want = whole.logits(text);
+  std::vector<float> got;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const std::vector<float> row = decoded.logits(text.subspan(i, 1));
+    got.insert(got.end(), row.begin(), row.end());
+  }
+  EXPECT_EQ(got, want);
+}
+
 }  // namespace
 }  // namespace hadal::test

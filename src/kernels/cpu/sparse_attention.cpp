@@ -134,8 +134,11 @@ class SequenceAttention {
     });
   }
 
+  // Entries in the list of a query: up to the first -1.
   [[nodiscard]] std::int64_t n_selected(std::int64_t i) const {
-    return std::min(visible(s_.begin + i), a_.selected.dim(1));
+    const std::int64_t topk = a_.selected.dim(1);
+    const auto* list = a_.selected.data<const std::int32_t>() + (s_.begin + i) * topk;
+    return std::find(list, list + topk, -1) - list;
   }
 
   void gather_selected(std::int64_t i0, std::int64_t i1) {
@@ -145,9 +148,8 @@ class SequenceAttention {
     const auto* selected = a_.selected.data<const std::int32_t>();
     stream_.pool().parallel_for((i1 - i0) * topk, 64, [&](std::int64_t k0, std::int64_t k1) {
       for (std::int64_t k = k0; k < k1; ++k) {
-        const std::int64_t i = i0 + k / topk;
-        if (k % topk >= n_selected(i)) continue;
-        decode_row(s_.entries, selected[(s_.begin + i) * topk + k % topk], out + k * width_);
+        const std::int32_t entry = selected[(s_.begin + i0) * topk + k];
+        if (entry >= 0) decode_row(s_.entries, entry, out + k * width_);
       }
     });
   }
