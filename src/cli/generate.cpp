@@ -21,8 +21,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kInterrupted = 130;
-
 struct Options {
   ModelOptions model;
   GenerationOptions generation;
@@ -133,7 +131,7 @@ int run(const Options& options) {
   if (options.generation.stats) {
     fmt::print(stderr, "{}\nend: {}\n", stats_text(session), to_string(result.reason));
   }
-  return result.reason == engine::FinishReason::cancelled ? kInterrupted : 0;
+  return result.reason == engine::FinishReason::cancelled ? kInterruptedStatus : 0;
 }
 
 Action add(CLI::App& app) {

@@ -3,11 +3,11 @@
 #include <csignal>
 #include <cstdlib>
 
+#include "core/error.h"
+
 namespace hadal::cli {
 
 namespace {
-
-constexpr int kInterruptedStatus = 130;  // what shells expect: 128 + SIGINT
 
 std::atomic<bool> interrupted{false};
 static_assert(std::atomic<bool>::is_always_lock_free);  // or a handler could not set it
@@ -37,6 +37,10 @@ const std::atomic<bool>& InterruptGuard::flag() {
 
 void InterruptGuard::clear() {
   interrupted = false;
+}
+
+void InterruptGuard::throw_if_interrupted() {
+  if (interrupted) throw Error(ErrorCode::cancelled, "interrupted; nothing was written");
 }
 
 }  // namespace hadal::cli

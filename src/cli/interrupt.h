@@ -15,6 +15,10 @@ class InterruptGuard {
 
   [[nodiscard]] static const std::atomic<bool>& flag();
   static void clear();
+  // Throws Error cancelled when Ctrl-C was pressed, for work that is undone by unwinding.
+  static void throw_if_interrupted();
 };
+
+inline constexpr int kInterruptedStatus = 130;  // of the program; what shells expect: 128 + SIGINT
 
 }  // namespace hadal::cli

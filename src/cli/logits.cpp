@@ -5,6 +5,7 @@
 
 #include "cache/paged_kv.h"
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "core/error.h"
@@ -120,6 +121,7 @@ class Runner {
       slots_.clear();
       for (std::int64_t b = 0; b < group; ++b) slots_.push_back(kv_.open());
       for (std::int64_t t = 0; t < input_.seq;) {
+        InterruptGuard::throw_if_interrupted();
         const std::int64_t n = step_length(t);
         step(first, t, n);
         t += n;
@@ -218,6 +220,7 @@ int run(const Options& options) {
     const std::string obstacle = loaded->config.official_numerics_obstacle();
     if (!obstacle.empty()) throw Error(ErrorCode::unsupported, obstacle + "; use --numerics fp32");
   }
+  const InterruptGuard guard;
   try {
     Runner(options, *loaded, read_input(options.input, loaded->config)).run();
   } catch (...) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "cli/subcommands.h"
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
@@ -119,6 +120,7 @@ int main(int argc, char** argv) {
     return hadal::cli::run(argc, argv);
   } catch (const hadal::Error& error) {
     fmt::print(stderr, "hadal: {}\n", error.what());
+    if (error.code == hadal::ErrorCode::cancelled) return hadal::cli::kInterruptedStatus;
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "hadal: out of memory; a smaller context, chunk or model needs less\n");
   } catch (const std::exception& error) {

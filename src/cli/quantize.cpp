@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "model/convert.h"
@@ -49,6 +50,7 @@ int run(const Options& options) {
   options.run.apply();
   ThreadPool pool(options.run.threads);
   model::ConversionReport report;
+  const InterruptGuard guard;
   {
     ProgressBar bar("quantize", ProgressBar::Unit::bytes);
     report = model::convert_checkpoint(
@@ -56,7 +58,10 @@ int run(const Options& options) {
         {.format = format_from(options.format),
          .output = {.shard_bytes = shard_bytes,
                     .existing = options.force ? io::Existing::replace : io::Existing::refuse}},
-        [&](std::size_t done, std::size_t total) { bar.update(done, total); });
+        [&](std::size_t done, std::size_t total) {
+          InterruptGuard::throw_if_interrupted();
+          bar.update(done, total);
+        });
   }
   print(report_table(report));
   for (const std::string& note : report.notes) print(fmt::format("note: {}\n", note));

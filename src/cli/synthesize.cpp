@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "model/synthesize.h"
@@ -39,6 +40,7 @@ int run(const Options& options) {
       model::slice_config(model::load_config(options.config), slice_of(options));
   std::size_t total = 0;
   const auto begin = std::chrono::steady_clock::now();
+  const InterruptGuard guard;
   {
     ProgressBar bar("synthesize", ProgressBar::Unit::bytes);
     model::synthesize_checkpoint(
@@ -46,6 +48,7 @@ int run(const Options& options) {
         {.shard_bytes = shard_bytes,
          .existing = options.force ? io::Existing::replace : io::Existing::refuse},
         [&](std::size_t done, std::size_t of) {
+          InterruptGuard::throw_if_interrupted();
           total = of;
           bar.update(done, of);
         });

@@ -321,8 +321,8 @@ ConversionReport convert_checkpoint(FileSystem& fs, ThreadPool& pool, const Path
     if (!std::filesystem::exists(from / name)) continue;
     writer.write_file(name, MappedFile::open(from / name)->bytes());
   }
-  writer.finish();
   if (progress) progress(done, writer.total_bytes());
+  writer.finish();
 
   ConversionReport result = report.finish();
   result.n_shards = writer.n_shards();

@@ -13,7 +13,8 @@
 
 namespace hadal::model {
 
-// Bytes done of bytes to do; called often, from the calling thread.
+// Bytes done of bytes to do; called often, from the calling thread, and never once the result is
+// in place. What it throws ends the work, which then leaves nothing behind.
 using ConvertProgress = std::function<void(std::size_t done, std::size_t total)>;
 
 struct ConvertOptions {

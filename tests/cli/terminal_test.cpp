@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <nlohmann/json.hpp>
 
 #include "command.h"
 
@@ -117,6 +118,29 @@ TEST(GenerateTerminal, CtrlCEndsTheText) {
   ASSERT_TRUE(t.wait_for("of the beginning of the")) << t.screen();
   t.type("\x03");
   EXPECT_EQ(t.exit_status(), 130) << t.screen();
+}
+
+// A model of some hundred megabytes takes long enough to see its progress and to interrupt it.
+TEST(QuantizeTerminal, ShowsProgressAndCtrlCLeavesNothing) {
+  const ScratchDirectory scratch("large");
+  nlohmann::json config = nlohmann::json::parse(read_text(kBootstrap + "/config.json"));
+  config["hidden_size"] = 2048;
+  config["moe_intermediate_size"] = 1024;
+  config["n_routed_experts"] = 32;
+  write_text(scratch / "config.json", config.dump());
+  const std::string model = (scratch / "m").string(), out = (scratch / "q").string();
+  ASSERT_EQ(
+      hadal_command({"synthesize", "-c", (scratch / "config.json").string(), "-o", model}).status,
+      0);
+  Terminal t({"quantize", "-m", model, "-o", out, "--format", "f32", "--shard-size", "64MiB",
+              "--threads", "1"});
+  ASSERT_TRUE(t.wait_for("quantize [")) << t.screen();
+  ASSERT_TRUE(t.wait_for("/s, ")) << t.screen();
+  t.type("\x03");
+  EXPECT_TRUE(t.wait_for("interrupted; nothing was written")) << t.screen();
+  EXPECT_EQ(t.exit_status(), 130) << t.screen();
+  EXPECT_FALSE(std::filesystem::exists(out));
+  EXPECT_FALSE(std::filesystem::exists(out + ".partial"));
 }
 
 }  // namespace
