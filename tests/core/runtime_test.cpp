@@ -1,5 +1,7 @@
 // Threads, random bits, memory and files.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <numeric>
@@ -118,7 +120,7 @@ TEST(Files, MissingFileIsASentence) {
 }
 
 TEST(Files, WritesAndReadsBack) {
-  const Path path = Path(testing::TempDir()) / "hadal_files_test";
+  const Path path = Path(testing::TempDir()) / fmt::format("hadal_files_test_{}", ::getpid());
   FileSystem& fs = FileSystem::real();
   auto file = fs.create(path);
   file->append("one ");
