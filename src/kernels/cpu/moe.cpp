@@ -47,7 +47,8 @@ std::vector<Piece> cut(const std::vector<ExpertRun>& runs, std::int64_t rows, st
   std::vector<Piece> pieces;
   for (std::size_t i = 0; i < runs.size(); ++i) {
     std::int64_t step = std::max<std::int64_t>(1, target / (runs[i].n_rows * cols));
-    step = std::clamp<std::int64_t>((step + 15) / 16 * 16, 16, runs[i].n_rows > 1 ? 128 : rows);
+    step = (step + 15) / 16 * 16;
+    if (runs[i].n_rows > 1) step = std::min<std::int64_t>(step, 128);
     for (std::int64_t n0 = 0; n0 < rows; n0 += step) {
       pieces.push_back({static_cast<std::int64_t>(i), n0, std::min(rows, n0 + step)});
     }
