@@ -71,6 +71,9 @@ std::optional<std::string> LineEditor::read(const std::string& prompt) {
   for (;;) {
     InterruptGuard::clear();
     int length = 0;
+    // Editing mode first, then the prompt: libedit would do it the other way round, and a key that
+    // is typed as soon as the prompt shows would still meet the terminal's own line discipline.
+    el_set(terminal_->editor, EL_PREP_TERM, 1);
     const char* text = el_gets(terminal_->editor, &length);
     if (text == nullptr || length <= 0) {
       if (!InterruptGuard::flag().load()) {
