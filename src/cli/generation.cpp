@@ -153,6 +153,7 @@ void expect_chat_tokens(const io::Tokenizer& tokenizer, protocol::ChatProfile pr
 std::vector<TokenId> stop_tokens(const engine::LoadedModel& loaded,
                                  std::optional<protocol::ChatProfile> profile) {
   std::vector<TokenId> ids;
+  ids.reserve(loaded.config.eos_token_id.size());
   for (const std::int64_t id : loaded.config.eos_token_id) {
     ids.push_back(static_cast<TokenId>(id));
   }

@@ -62,7 +62,7 @@ class TextStream {
   }
   [[nodiscard]] std::string finish() {
     if (stopped()) return {};
-    std::string text = stops_.feed(utf8_.finish());
+    const std::string text = stops_.feed(utf8_.finish());
     return text + stops_.finish();
   }
   [[nodiscard]] bool stopped() const { return stops_.stopped(); }

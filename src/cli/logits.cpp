@@ -139,7 +139,7 @@ class Runner {
 
  private:
   // The prompt in chunks, then token by token.
-  std::int64_t step_length(std::int64_t position) const {
+  [[nodiscard]] std::int64_t step_length(std::int64_t position) const {
     const std::int64_t prefill =
         options_.prefill < 0 ? input_.seq : std::min(options_.prefill, input_.seq);
     return position < prefill ? std::min(options_.chunk, prefill - position) : 1;
@@ -193,7 +193,8 @@ class Runner {
     }
   }
 
-  std::span<const TokenId> tokens(std::int64_t sequence, std::int64_t begin, std::int64_t n) const {
+  [[nodiscard]] std::span<const TokenId> tokens(std::int64_t sequence, std::int64_t begin,
+                                                std::int64_t n) const {
     return std::span(input_.rows[static_cast<std::size_t>(sequence)])
         .subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n));
   }

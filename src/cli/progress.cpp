@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -32,7 +33,7 @@ std::string format_bytes(double nbytes) {
 }
 
 std::string format_seconds(double seconds) {
-  const auto whole = static_cast<long long>(seconds + 0.5);
+  const auto whole = std::llround(seconds);
   if (whole >= 3600) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
   if (whole >= 60) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
   return fmt::format("{:.1f} s", seconds);
@@ -69,7 +70,7 @@ void ProgressBar::update(std::size_t done, std::size_t total) {
   std::string bar;
   if (used + 8 <= columns) {
     const auto width = static_cast<int>(std::min<std::size_t>(kMaxBarWidth, columns - used - 1));
-    const int full = static_cast<int>(part * width + 0.5);
+    const int full = static_cast<int>(std::lround(part * width));
     bar = fmt::format(" [{:=<{}}{: <{}}]", "", full, "", width - full);
   }
   const std::string line = label_ + bar + text;

@@ -119,6 +119,7 @@ std::shared_ptr<MappedFile> MappedFile::open(const Path& path) {
 }
 
 MappedFile::~MappedFile() {
+  // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast): munmap takes what mmap gave
   if (size_ > 0) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 

@@ -138,7 +138,7 @@ void Bpe::encode_by_heap(std::string_view piece, Scratch& scratch,
     previous[i] = i > 0 ? i - 1 : kNone;
   }
   for (std::uint32_t i = 0; i < n; ++i) consider(i);
-  const auto least_first = std::greater<std::uint64_t>();
+  const auto least_first = std::greater<>();
   std::make_heap(heap.begin(), heap.end(), least_first);
 
   while (!heap.empty()) {

@@ -107,7 +107,7 @@ CheckpointWriter::~CheckpointWriter() {
   shard_.reset();
   try {
     fs_.remove_all(partial_);
-  } catch (const Error&) {
+  } catch (const Error&) {  // NOLINT(bugprone-empty-catch)
     // The reason why nothing was finished is on its way to the user; this one is a consequence.
   }
 }

@@ -49,8 +49,12 @@ class Translator {
   }
 
  private:
-  char peek(std::size_t ahead) const { return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0'; }
-  bool ahead(std::string_view text) const { return in_.substr(at_).starts_with(text); }
+  [[nodiscard]] char peek(std::size_t ahead) const {
+    return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0';
+  }
+  [[nodiscard]] bool ahead(std::string_view text) const {
+    return in_.substr(at_).starts_with(text);
+  }
 
   void copy(std::size_t n) {
     out_ += in_.substr(at_, n);

@@ -73,6 +73,7 @@ SafetensorsFile SafetensorsFile::open(const Path& path) {
   const auto mapped = MappedFile::open(path);
   const auto bytes = mapped->bytes();
   // The mapping is read-only; Tensor has no const form, and nobody writes to weights.
+  // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast)
   std::shared_ptr<std::byte> storage(mapped, const_cast<std::byte*>(bytes.data()));
   return parse(std::move(storage), bytes.size(), path.string());
 }

@@ -104,7 +104,7 @@ class SafetensorsWriter {
  public:
   // `fs` must outlive this. Throws invalid_argument on a duplicate or impossible declaration.
   SafetensorsWriter(FileSystem& fs, Path path, std::vector<TensorDecl> decls,
-                    std::map<std::string, std::string> metadata = {});
+                    const std::map<std::string, std::string>& metadata = {});
 
   // The next bytes of tensor `name`. A tensor may come in pieces; tensors come in order. Throws
   // invalid_argument when `name` is not the one due or has no room for so many bytes.

@@ -53,7 +53,7 @@ std::vector<TensorDecl> aligned_order(std::vector<TensorDecl> decls) {
 }
 
 SafetensorsWriter::SafetensorsWriter(FileSystem& fs, Path path, std::vector<TensorDecl> decls,
-                                     std::map<std::string, std::string> metadata)
+                                     const std::map<std::string, std::string>& metadata)
     : fs_(fs), path_(std::move(path)), decls_(std::move(decls)) {
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;

@@ -97,6 +97,7 @@ VocabularyPlan plan_vocabulary(const TokenizerSpec& spec) {
 
 std::vector<SplitRegex> compile(const std::vector<std::string>& patterns) {
   std::vector<SplitRegex> stages;
+  stages.reserve(patterns.size());
   for (const std::string& pattern : patterns) stages.emplace_back(pattern);
   return stages;
 }

@@ -50,6 +50,7 @@ Tensor Attention::output(ExecContext& ctx, Tensor o, const Tensor& rope) const {
 Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) const {
   const Tensor& rope = step.rope_tables[rope_index_];
   std::vector<LayerHistory> histories;
+  histories.reserve(step.batch.sequences.size());
   for (const TokenBatch::Sequence& s : step.batch.sequences) {
     histories.push_back(step.kv.history(layer_index_, s.slot, s.start + s.end - s.begin));
   }
@@ -67,6 +68,7 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
   if (indexer_) selected = indexer_->forward(ctx, step, x, q_latent, histories, rope);
   if (compressor_) {
     std::vector<CompressorTail> tails;
+    tails.reserve(histories.size());
     for (const LayerHistory& history : histories) tails.push_back(history.tail);
     const Compressor::Output added = compressor_->forward(ctx, step, x, tails);
     for (std::size_t i = 0; i < histories.size(); ++i) {

@@ -36,7 +36,7 @@ Compressor::Output Compressor::forward(ExecContext& ctx, const Step& step, const
   const Tensor pooled =
       ops::compress_kv(ctx, kv, std::move(gate), position_bias_, overlap_, sequences);
   const std::int64_t n = pooled.dim(0), width = pooled.dim(1);
-  Tensor normed = ops::rms_norm(ctx, pooled, norm_, norm_eps_);
+  const Tensor normed = ops::rms_norm(ctx, pooled, norm_, norm_eps_);
   const Tensor table = ops::rope_table(ctx, rope_, entry_positions);
   out.entries = ops::rope(ctx, normed.reshape({n, 1, width}), table).reshape({n, width});
   return out;

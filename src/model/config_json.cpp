@@ -62,7 +62,7 @@ ExpertDType read_expert_dtype(const JsonSection& s) {
 void read_quantization(const JsonSection& root, Config& c) {
   const auto s = root.section("quantization_config");
   if (!s) return;
-  QuantizationConfig q;
+  const QuantizationConfig q;
   if (!s->has("quant_method")) s->missing("quant_method");
   s->expect_text("quant_method", q.quant_method);
   s->expect_text("fmt", q.fmt);

@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kBufferElements = 2'097'143;
 
 // Random bits of one purpose.
-enum RngStream : std::uint32_t { kFp8Codes, kFp4Codes, kBf16, kF32, kOffsets };
+enum RngStream : std::uint32_t { fp8_codes, fp4_codes, bf16_values, f32_values, offsets };
 
 // Bytes that tensors are cut from, from a random place on and around its end.
 struct Buffer {
@@ -48,7 +48,7 @@ bool ends_with_any(std::string_view name, std::initializer_list<std::string_view
 
 class WeightSource {
  public:
-  WeightSource(double standard_deviation, std::uint64_t seed) : offsets_(seed, kOffsets) {
+  WeightSource(double standard_deviation, std::uint64_t seed) : offsets_(seed, offsets) {
     const auto sigma = static_cast<float>(standard_deviation);
     // The scales that quantising such weights gives: the largest of 128x128 of them is about
     // 4 sigma, the largest of 32 about 2 sigma.
@@ -56,7 +56,7 @@ class WeightSource {
     const int fp4_exponent = e2m1_scale_exponent(2.0f * sigma);
     fp8_scale_ = constant(ue8m0{static_cast<std::uint8_t>(fp8_exponent + 127)});
     fp4_scale_ = constant(ue8m0{static_cast<std::uint8_t>(fp4_exponent + 127)});
-    Rng fp8(seed, kFp8Codes), fp4(seed, kFp4Codes), half(seed, kBf16), full(seed, kF32);
+    Rng fp8(seed, fp8_codes), fp4(seed, fp4_codes), half(seed, bf16_values), full(seed, f32_values);
     const float fp8_sigma = sigma / exp2_int(fp8_exponent),
                 fp4_sigma = sigma / exp2_int(fp4_exponent);
     fp8_ =
@@ -86,7 +86,7 @@ class WeightSource {
   }
 
  private:
-  const Buffer& buffer_for(const io::TensorDecl& decl, DType scaled_dtype) const {
+  [[nodiscard]] const Buffer& buffer_for(const io::TensorDecl& decl, DType scaled_dtype) const {
     switch (decl.dtype) {
       case DType::f8_e4m3:
         return fp8_;

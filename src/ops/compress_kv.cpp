@@ -2,6 +2,7 @@
 
 namespace hadal::ops {
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): by value, since the kernel writes over it
 Tensor compress_kv(ExecContext& ctx, const Tensor& kv, Tensor gate, const Tensor& position_bias,
                    bool overlap, std::span<const CompressSequence> sequences) {
   expect_shape(gate, kv.shape(), "compress_kv: gate");

@@ -57,7 +57,6 @@ void linear(Stream& stream, const LinearArgs& a) {
   const std::int64_t ranges = (group_rows + grain - 1) / grain;
   dispatch_activation(a.y.dtype(), [&]<class T>() {
     stream.pool().parallel_for(a.n_groups * ranges, 1, [&](std::int64_t i0, std::int64_t i1) {
-      thread_local std::vector<float> buffer;
       for (std::int64_t i = i0; i < i1; ++i) {
         const std::int64_t g = i / ranges, r0 = i % ranges * grain;
         const std::int64_t n0 = g * group_rows + r0;
@@ -66,6 +65,7 @@ void linear(Stream& stream, const LinearArgs& a) {
         if constexpr (std::is_same_v<T, float>) {
           dot_rows(prepared[g], w, n0, n1, y + n0, w.rows);
         } else {
+          thread_local std::vector<float> buffer;
           const std::int64_t n = n1 - n0;
           buffer.resize(static_cast<std::size_t>(n_tokens * n));
           dot_rows(prepared[g], w, n0, n1, buffer.data(), n);
