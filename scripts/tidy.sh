@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-command -v clang-tidy-19 >/dev/null || scripts/install_dependencies.sh tidy
+scripts/install_dependencies.sh tidy
 test -f build/compile_commands.json || cmake --preset cpu >/dev/null
 
 files=("$@")
