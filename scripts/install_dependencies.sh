@@ -10,7 +10,13 @@ set -euo pipefail
 
 what=${1:-build}
 packages=(g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev libhwy-dev libpcre2-dev
-  libedit-dev libcli11-dev)
+  libedit-dev libcli11-dev libssl-dev libzstd-dev libtomlplusplus-dev)
+# Beast needs Boost 1.81: Debian 12 has it beside its default, Ubuntu 24.04 has 1.83 as its default.
+if apt-cache show libboost1.81-dev >/dev/null 2>&1; then
+  packages+=(libboost1.81-dev)
+else
+  packages+=(libboost-dev)
+fi
 # Nice to have: a release without them builds and tests all the same, and says what was left out.
 optional=()
 case $what in

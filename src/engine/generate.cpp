@@ -7,18 +7,6 @@
 
 namespace hadal::engine {
 
-const char* to_string(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::stop:
-      return "stop";
-    case FinishReason::length:
-      return "length";
-    case FinishReason::cancelled:
-      return "cancelled";
-  }
-  return "?";
-}
-
 GenerationResult generate(Session& session, const GenerationRequest& request,
                           const OnToken& on_token, const Session::PrefillProgress& progress) {
   GenerationResult result;

@@ -3,12 +3,10 @@
 #include <atomic>
 #include <string>
 
+#include "engine/request.h"
 #include "engine/session.h"
 
 namespace hadal::engine {
-
-enum class FinishReason : std::uint8_t { stop, length, cancelled };
-[[nodiscard]] const char* to_string(FinishReason reason);
 
 struct GenerationRequest {
   std::vector<TokenId> prompt{};

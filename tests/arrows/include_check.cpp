@@ -203,6 +203,12 @@ const std::vector<LibraryRule>& library_rules() {
       {"cuda", {"core/cuda/", "kernels/cuda/"}, "everything else builds without CUDA"},
       {"CLI/", {"cli/"}, "options are parsed in the program and handed in"},
       {"histedit.h", {"cli/"}, "only the program talks to a terminal"},
+      {"boost/",
+       {"server/", "cli/bench_serve"},
+       "sockets stay in the server and its load generator"},
+      {"openssl/", {"core/digest.cpp", "server/"}, "digests have one door, TLS is the server's"},
+      {"zstd.h", {"journal/"}, "only the journal stores compressed bytes"},
+      {"toml++/", {"cli/"}, "options are read in the program and handed in"},
   };
   return kRules;
 }
