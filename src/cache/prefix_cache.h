@@ -52,10 +52,12 @@ class PrefixCache {
   // Remembers the full pages of `slot`, whose first tokens are `tokens`. Pages that are already
   // known are shared with the slot instead (PagedKv::replace_page).
   void insert(const std::string& domain, std::span<const TokenId> tokens, std::int64_t slot);
-  // As insert, for tokens[0, position), and keeps the slot's state there. `position` is a multiple
-  // of the page size and is where the slot stands now.
+  // As insert, for tokens[0, snapshot->position), and keeps the snapshot there: the slot's
+  // PagedKv::save_state at that position. The caller takes it when the slot passes the boundary and
+  // may hand it over later.
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                       std::int64_t position, std::int64_t slot, bool pinned = false);
+                       std::int64_t slot, std::shared_ptr<const Snapshot> snapshot,
+                       bool pinned = false);
 
   // Gives back at least `n_pages` pages that nobody but the cache uses, the longest unused leaves
   // first, never those of a pinned prefix or of `keep`. Returns how many.
