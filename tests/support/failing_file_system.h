@@ -27,6 +27,25 @@ class FailingFileSystem final : public FileSystem {
     count(path);
     return std::make_unique<File>(*this, path, FileSystem::real().create(path));
   }
+  std::unique_ptr<WritableFile> open_append(const Path& path) override {
+    count(path);
+    return std::make_unique<File>(*this, path, FileSystem::real().open_append(path));
+  }
+  std::unique_ptr<ReadableFile> open_read(const Path& path) override {
+    return FileSystem::real().open_read(path);
+  }
+  bool remove(const Path& path) override { return FileSystem::real().remove(path); }
+  void sync_directory(const Path& path) override {
+    count(path);
+    FileSystem::real().sync_directory(path);
+  }
+  std::vector<Entry> list(const Path& directory) override {
+    return FileSystem::real().list(directory);
+  }
+  bool exists(const Path& path) override { return FileSystem::real().exists(path); }
+  std::uint64_t free_space(const Path& path) override {
+    return FileSystem::real().free_space(path);
+  }
   void rename(const Path& from, const Path& to) override {
     if (n_operations_ <= limit_) count(to);
     FileSystem::real().rename(from, to);
@@ -47,9 +66,25 @@ class FailingFileSystem final : public FileSystem {
       fs_.count(path_);
       file_->append(bytes);
     }
+    void write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+      fs_.count(path_);
+      file_->write_at(offset, bytes);
+    }
+    void preallocate(std::uint64_t nbytes) override {
+      fs_.count(path_);
+      file_->preallocate(nbytes);
+    }
+    void truncate(std::uint64_t nbytes) override {
+      fs_.count(path_);
+      file_->truncate(nbytes);
+    }
     void sync() override {
       fs_.count(path_);
       file_->sync();
+    }
+    void sync_data() override {
+      fs_.count(path_);
+      file_->sync_data();
     }
     void close() override {
       fs_.count(path_);
