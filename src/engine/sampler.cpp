@@ -25,26 +25,34 @@ void require(bool ok, const char* name, double found, const char* wanted) {
               fmt::format("{} is {}; it must be {}", name, found, wanted));
 }
 
-// Gumbel noise of (seed, index, id): argmax of logit + noise is a draw from softmax(logits), and
-// it needs no normalisation and no order of summation.
+// Gumbel noise of (seed, choice, index, id): argmax of logit + noise is a draw from
+// softmax(logits), and it needs no normalisation and no order of summation.
 class GumbelNoise {
  public:
-  GumbelNoise(std::uint64_t seed, std::int64_t index) : seed_(seed), index_(index) {}
-  [[nodiscard]] float at(TokenId id) {
+  GumbelNoise(std::uint64_t seed, std::uint32_t choice, std::int64_t index)
+      : seed_(seed), choice_(choice), index_(static_cast<std::uint32_t>(index)) {}
+  // In (0, 1).
+  [[nodiscard]] float uniform(TokenId id) {
     const auto lane = static_cast<std::uint32_t>(id) / 4;
     if (lane != lane_) {
       block_ =
-          philox4x32({static_cast<std::uint32_t>(index_), static_cast<std::uint32_t>(index_ >> 32),
-                      static_cast<std::uint32_t>(Purpose::target), lane},
-                     seed_);
+          philox4x32({index_, choice_, static_cast<std::uint32_t>(Purpose::target), lane}, seed_);
       lane_ = lane;
     }
-    return -std::log(-std::log(uniform_open(block_[static_cast<std::uint32_t>(id) % 4])));
+    return uniform_open(block_[static_cast<std::uint32_t>(id) % 4]);
+  }
+  [[nodiscard]] static float gumbel(float uniform) { return -std::log(-std::log(uniform)); }
+  // Whether noise of `uniform` surely cannot lift a logit by `gap` >= 0 or more. gumbel(u) < gap
+  // is -log(u) > exp(-gap), and -log(u) >= 1 - u, and exp(gap) is at least its Taylor polynomial:
+  // three multiplications instead of two logarithms, for nearly every token.
+  [[nodiscard]] static bool surely_below(float uniform, float gap) {
+    const float exp_gap = 1.0f + gap * (1.0f + gap * (0.5f + gap * (1.0f / 6.0f)));
+    return (1.0f - uniform) * exp_gap > 1.001f;  // the margin covers all roundings
   }
 
  private:
   std::uint64_t seed_;
-  std::int64_t index_;
+  std::uint32_t choice_, index_;
   std::uint32_t lane_ = ~0U;
   std::array<std::uint32_t, 4> block_{};
 };
@@ -133,23 +141,55 @@ void Sampler::apply_penalties(std::span<float> logits) const {
   }
 }
 
-SampledToken Sampler::sample(std::span<float> logits, std::int64_t index) const {
-  float raw_peak = kMinusInfinity;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (!std::isfinite(logits[i])) {
-      throw Error(ErrorCode::corrupt_data,
-                  fmt::format("logit {} of output token {} is {}; the weights or the cache are "
-                              "damaged (--check-finite looks through the weights)",
-                              i, index, logits[i]));
-    }
-    raw_peak = std::max(raw_peak, logits[i]);
+namespace {
+
+struct SoftmaxSum {
+  float peak = kMinusInfinity;
+  double sum = 0;  // of exp(logit - peak)
+  [[nodiscard]] float logprob(float logit) const {
+    return static_cast<float>(static_cast<double>(logit - peak) - std::log(sum));
   }
-  double raw_sum = 0;
-  for (const float l : logits) raw_sum += std::exp(static_cast<double>(l - raw_peak));
-  // The chosen token's own logit, before the stages change it.
-  const auto logprob_of = [&](float raw) {
-    return static_cast<float>(static_cast<double>(raw - raw_peak) - std::log(raw_sum));
-  };
+};
+
+SoftmaxSum softmax_sum(std::span<const float> logits) {
+  SoftmaxSum s;
+  for (const float l : logits) s.peak = std::max(s.peak, l);
+  for (const float l : logits) s.sum += static_cast<double>(std::exp(l - s.peak));
+  return s;
+}
+
+void expect_finite(std::span<const float> logits, std::int64_t index) {
+  bool finite = true;
+  for (const float l : logits) finite &= std::fabs(l) <= std::numeric_limits<float>::max();
+  if (finite) return;
+  const auto bad =
+      std::find_if(logits.begin(), logits.end(), [](float l) { return !std::isfinite(l); });
+  throw Error(ErrorCode::corrupt_data,
+              fmt::format("logit {} of output token {} is {}; the weights or the cache are damaged "
+                          "(--check-finite looks through the weights)",
+                          bad - logits.begin(), index, *bad));
+}
+
+}  // namespace
+
+std::vector<SampledToken> top_logprobs(std::span<const float> logits, std::int32_t n) {
+  const SoftmaxSum softmax = softmax_sum(logits);
+  std::vector<TokenId> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto kept = std::min<std::size_t>(static_cast<std::size_t>(std::max(n, 0)), ids.size());
+  const auto logit = [&](TokenId id) { return logits[static_cast<std::size_t>(id)]; };
+  std::partial_sort(
+      ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(kept), ids.end(),
+      [&](TokenId a, TokenId b) { return logit(a) != logit(b) ? logit(a) > logit(b) : a < b; });
+  std::vector<SampledToken> top(kept);
+  for (std::size_t i = 0; i < kept; ++i) top[i] = {ids[i], softmax.logprob(logit(ids[i]))};
+  return top;
+}
+
+SampledToken Sampler::sample(std::span<float> logits, std::int64_t index,
+                             const grammar::TokenMask* mask) const {
+  expect_finite(logits, index);
+  const SoftmaxSum softmax = softmax_sum(logits);
 
   const bool changes = penalised_ || !params_.logit_bias.empty();
   std::vector<float> raw;
@@ -157,42 +197,57 @@ SampledToken Sampler::sample(std::span<float> logits, std::int64_t index) const 
     raw.assign(logits.begin(), logits.end());
     apply_penalties(logits);
   }
-  const auto raw_logit = [&](TokenId id) {
-    return (changes ? raw[static_cast<std::size_t>(id)] : logits[static_cast<std::size_t>(id)]);
+  // Under the model: before the stages changed it.
+  const auto drawn = [&](TokenId id) {
+    const auto i = static_cast<std::size_t>(id);
+    return SampledToken{id, softmax.logprob(changes ? raw[i] : logits[i])};
   };
 
-  if (params_.temperature == 0.0f) {
-    const auto best = std::max_element(logits.begin(), logits.end());  // the first: the lowest id
-    const auto id = static_cast<TokenId>(best - logits.begin());
-    return {id, logprob_of(raw_logit(id))};
-  }
-
-  std::vector<Candidate> candidates(logits.size());
-  float peak = kMinusInfinity;
+  std::vector<Candidate> candidates;
+  candidates.reserve(logits.size());
+  Candidate best{-1, kMinusInfinity};
+  const float temperature = params_.temperature == 0.0f ? 1.0f : params_.temperature;
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    candidates[i] = {static_cast<TokenId>(i), logits[i] / params_.temperature};
-    peak = std::max(peak, candidates[i].logit);
+    const auto id = static_cast<TokenId>(i);
+    if (mask != nullptr && !mask->allows(id)) continue;
+    candidates.push_back({id, logits[i] / temperature});
+    if (best.id < 0 || candidates.back().logit > best.logit) best = candidates.back();
   }
+  if (best.id < 0) {
+    throw Error(ErrorCode::corrupt_data,
+                fmt::format("no token may follow output token {}: the answer's form allows none",
+                            index - 1));
+  }
+  if (params_.temperature == 0.0f) return drawn(best.id);
+
   if (params_.top_k > 0 && static_cast<std::size_t>(params_.top_k) < candidates.size()) {
     std::nth_element(candidates.begin(), candidates.begin() + (params_.top_k - 1), candidates.end(),
                      better);
     candidates.resize(static_cast<std::size_t>(params_.top_k));
   }
-  if (params_.top_p < 1.0f) keep_top_p(candidates, peak, params_.top_p);
+  if (params_.top_p < 1.0f) keep_top_p(candidates, best.logit, params_.top_p);
   if (params_.min_p > 0.0f) {
-    const float floor = peak + std::log(params_.min_p);
+    const float floor = best.logit + std::log(params_.min_p);
     std::erase_if(candidates, [&](const Candidate& c) { return c.logit < floor; });
   }
   // By id, so that neighbours share a block of noise; the winner does not depend on the order.
-  std::sort(candidates.begin(), candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-  GumbelNoise noise(params_.seed, index);
-  Candidate winner{0, kMinusInfinity};
-  for (const Candidate& c : candidates) {
-    const float score = c.logit + noise.at(c.id);
-    if (score > winner.logit) winner = {c.id, score};
+  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
+  if (!std::is_sorted(candidates.begin(), candidates.end(), by_id)) {
+    std::sort(candidates.begin(), candidates.end(), by_id);
   }
-  return {winner.id, logprob_of(raw_logit(winner.id))};
+  GumbelNoise noise(params_.seed, params_.choice, index);
+  // The likeliest token first: its score is a bar that most others cannot reach.
+  Candidate winner{best.id, best.logit + GumbelNoise::gumbel(noise.uniform(best.id))};
+  for (const Candidate& c : candidates) {
+    const float uniform = noise.uniform(c.id);
+    const float gap = winner.logit - c.logit;
+    if (gap >= 0 && GumbelNoise::surely_below(uniform, gap)) continue;
+    const float score = c.logit + GumbelNoise::gumbel(uniform);
+    if (score > winner.logit || (score == winner.logit && c.id < winner.id)) {
+      winner = {c.id, score};
+    }
+  }
+  return drawn(winner.id);
 }
 
 }  // namespace hadal::engine

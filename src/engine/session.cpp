@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <numeric>
 
 #include <fmt/format.h>
 
@@ -19,12 +18,6 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
-
-std::vector<std::int64_t> row_range(std::int64_t begin, std::int64_t end) {
-  std::vector<std::int64_t> rows(static_cast<std::size_t>(end - begin));
-  std::iota(rows.begin(), rows.end(), begin);
-  return rows;
-}
 
 SessionOptions usable(SessionOptions options, const LoadedModel& loaded) {
   if (loaded.model.n_mtp() == 0) options.draft_tokens = 0;
@@ -45,38 +38,25 @@ Runtime::Runtime(int n_threads) : pool_(n_threads) {
 Session::Session(Runtime& runtime, const LoadedModel& loaded, const SessionOptions& options)
     : loaded_(loaded),
       options_(usable(options, loaded)),
-      ctx_(runtime.context(options.numerics)),
-      kv_(loaded.config, {.numerics = options.numerics,
-                          // A step forgets at most its drafts; truncate() one token more.
-                          .rollback_tokens = drafting() ? options_.draft_tokens + 1 : 0}),
-      slot_(kv_.open()) {}
+      kv_(loaded.config,
+          {.numerics = options.numerics,
+           // A step forgets at most its drafts; truncate() one token more.
+           .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0}),
+      runner_(runtime.context(options.numerics), loaded, kv_, options_.draft_tokens > 0) {
+  text_.slot = kv_.open();
+}
 
 Session::~Session() = default;
 
-Tensor Session::forward(std::int64_t begin, std::span<const TokenId> ids) {
-  model::TokenBatch batch;
-  batch.add(ids, begin, slot_);
-  return loaded_.model.forward(ctx_, batch, kv_);
-}
-
 void Session::reset() {
-  kv_.close(slot_);
-  slot_ = kv_.open();
-  tokens_.clear();
-  logits_.clear();
-  pending_streams_ = {};
-  n_processed_ = 0;
+  kv_.close(text_.slot);
+  text_ = {};
+  text_.slot = kv_.open();
 }
 
-// Runs the draft block over positions [begin, begin + n), whose following tokens are known now.
-void Session::teach_draft(std::int64_t begin, const Tensor& streams,
-                          std::span<const TokenId> next_ids) {
-  const auto n = static_cast<std::int64_t>(next_ids.size());
-  if (n == 0) return;
-  model::TokenBatch batch;
-  batch.add(std::span(tokens_).subspan(static_cast<std::size_t>(begin), next_ids.size()), begin,
-            slot_);
-  (void)loaded_.model.mtp_forward(ctx_, 0, batch, kv_, streams.slice(0, n), next_ids);
+void Session::run(BatchJob& job) {
+  runner_.run({&job, 1});
+  if (job.error) throw Error(*job.error);
 }
 
 void Session::set_prompt(std::span<const TokenId> prompt, const PrefillProgress& progress) {
@@ -94,132 +74,55 @@ void Session::set_prompt(std::span<const TokenId> prompt, const PrefillProgress&
                               config().vocab_size));
     }
   }
-  const auto shared = std::mismatch(tokens_.begin(), tokens_.end(), prompt.begin(), prompt.end());
+  const auto shared =
+      std::mismatch(text_.tokens.begin(), text_.tokens.end(), prompt.begin(), prompt.end());
   // The last prompt token is always run: its logits are wanted.
   const std::int64_t keep =
-      std::min<std::int64_t>({shared.first - tokens_.begin(), n_processed_, total - 1});
+      std::min<std::int64_t>({shared.first - text_.tokens.begin(), text_.n_read, total - 1});
   // The rings remember what continuing exactly needs, and rollback_tokens of the past more.
-  if (keep < n_processed_ - kv_.rollback_tokens() || keep == 0) {
+  if (keep < text_.n_read - kv_.rollback_tokens() || keep == 0) {
     reset();
-  } else if (keep < n_processed_) {
-    pending_streams_ = {};  // of positions that are being forgotten
-    n_processed_ = keep;
+  } else if (keep < text_.n_read) {
+    text_.pending_streams = {};  // of positions that are being forgotten
+    text_.n_read = keep;
   }
   // A draft block that missed a position would see a stale row there: start over instead.
-  if (drafting() && n_processed_ > 0 && !pending_streams_) reset();
-  stats_.reused_tokens += n_processed_;
-  tokens_.assign(prompt.begin(), prompt.end());
+  if (drafting() && text_.n_read > 0 && !text_.pending_streams) reset();
+  stats_.reused_tokens += text_.n_read;
+  text_.tokens.assign(prompt.begin(), prompt.end());
+  text_.n_prompt = total;
+  text_.logits.clear();
 
   const Stopwatch watch;
-  while (n_processed_ < total) {
-    if (progress && !progress(n_processed_, total)) {
-      tokens_.resize(static_cast<std::size_t>(n_processed_));
+  while (text_.n_read < total) {
+    if (progress && !progress(text_.n_read, total)) {
+      text_.tokens.resize(static_cast<std::size_t>(text_.n_read));
       throw Error(ErrorCode::cancelled, "the prompt was cancelled");
     }
-    const std::int64_t begin = n_processed_;
-    const std::int64_t n = std::min(options_.prefill_chunk, total - begin);
-    const std::span<const TokenId> ids =
-        std::span(tokens_).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n));
-    if (drafting() && pending_streams_) {
-      const std::int64_t k = pending_streams_.dim(0);
-      teach_draft(begin - k, pending_streams_,
-                  std::span(tokens_).subspan(static_cast<std::size_t>(begin - k + 1),
-                                             static_cast<std::size_t>(k)));
-      pending_streams_ = {};
-    }
-    const Tensor streams = forward(begin, ids);
-    if (drafting()) {
-      teach_draft(begin, streams, ids.subspan(1));
-      pending_streams_ = streams.slice(n - 1, n);
-    }
-    n_processed_ += n;
-    stats_.prefilled_tokens += n;
-    if (n_processed_ == total) {
-      const std::int64_t last[] = {n - 1};
-      const Tensor logits = loaded_.model.logits(ctx_, streams, last);
-      logits_.assign(logits.data<const float>(), logits.data<const float>() + logits.numel());
-    }
+    BatchJob job{.sequence = &text_,
+                 .n_rows = std::min(options_.prefill_chunk, text_.n_unread()),
+                 .keep_logits = true};
+    run(job);
+    stats_.prefilled_tokens += job.n_rows;
   }
   stats_.prefill_seconds += watch.seconds();
   if (progress) (void)progress(total, total);
 }
 
-// The newest token is drawn but not processed. Guesses the tokens after it.
-std::vector<TokenId> Session::draft(Sampler& sampler, std::int64_t first_index) {
-  std::vector<TokenId> drafts;
-  const std::int64_t k = pending_streams_.dim(0), begin = n_processed_ - k;
-  const std::int64_t room = context_limit() - n_tokens();
-  const std::int64_t wanted = std::min(options_.draft_tokens, room);
-  if (wanted <= 0) return drafts;
-  model::TokenBatch batch;
-  batch.add(
-      std::span(tokens_).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(k)),
-      begin, slot_);
-  Tensor streams = loaded_.model.mtp_forward(
-      ctx_, 0, batch, kv_, pending_streams_,
-      std::span(tokens_).subspan(static_cast<std::size_t>(begin + 1), static_cast<std::size_t>(k)));
-  for (std::int64_t i = 0;; ++i) {
-    const std::int64_t last[] = {streams.dim(0) - 1};
-    const Tensor logits = loaded_.model.mtp_logits(ctx_, 0, streams, last);
-    const SampledToken guess = sampler.sample(
-        {logits.data<float>(), static_cast<std::size_t>(logits.numel())}, first_index + i);
-    drafts.push_back(guess.token);
-    sampler.see_output(guess.token);
-    if (static_cast<std::int64_t>(drafts.size()) == wanted) break;
-    // Deeper guesses feed the block its own streams in place of the model's.
-    const TokenId at = i == 0 ? tokens_.back() : drafts[drafts.size() - 2];
-    model::TokenBatch next;
-    next.add({&at, 1}, n_processed_ + i, slot_);
-    streams = loaded_.model.mtp_forward(ctx_, 0, next, kv_, streams.slice(last[0], last[0] + 1),
-                                        {&drafts.back(), 1});
-  }
-  for (auto it = drafts.rbegin(); it != drafts.rend(); ++it) sampler.forget_output(*it);
-  return drafts;
-}
-
 std::vector<SampledToken> Session::step(Sampler& sampler, std::int64_t first_index) {
-  HADAL_CHECK(!tokens_.empty());
+  HADAL_CHECK(!text_.tokens.empty());
   const Stopwatch watch;
   std::vector<SampledToken> drawn;
-  if (n_processed_ == n_tokens()) {  // fresh from the prompt: its logits are waiting
-    if (n_tokens() >= context_limit()) return drawn;
-    drawn.push_back(sampler.sample(logits_, first_index));
-  } else {
-    if (n_tokens() >= context_limit()) return drawn;
-    std::vector<TokenId> ids = {tokens_.back()};
-    if (drafting() && pending_streams_) {
-      const std::vector<TokenId> drafts = draft(sampler, first_index);
-      ids.insert(ids.end(), drafts.begin(), drafts.end());
-      stats_.drafted_tokens += static_cast<std::int64_t>(drafts.size());
-    }
-    const std::int64_t begin = n_processed_;
-    const auto n = static_cast<std::int64_t>(ids.size());
-    const Tensor streams = forward(begin, ids);
-    const Tensor logits = loaded_.model.logits(ctx_, streams, row_range(0, n));
-    const std::int64_t vocab = config().vocab_size;
-    std::int64_t accepted = 0;
-    for (std::int64_t row = 0; row < n; ++row) {
-      const SampledToken token = sampler.sample(
-          {logits.data<float>() + row * vocab, static_cast<std::size_t>(vocab)}, first_index + row);
-      drawn.push_back(token);
-      // A draft is right when it is the token that the target draws with the same noise.
-      if (row + 1 < n && token.token != ids[static_cast<std::size_t>(row) + 1]) break;
-      if (row + 1 < n) {
-        sampler.see_output(token.token);
-        ++accepted;
-      }
-    }
-    for (std::int64_t i = accepted; i-- > 0;) {
-      sampler.forget_output(drawn[static_cast<std::size_t>(i)].token);
-    }
-    stats_.accepted_drafts += accepted;
-    n_processed_ = begin + accepted + 1;  // rejected positions are simply written over later
-    if (drafting()) pending_streams_ = streams.slice(0, accepted + 1);
-  }
-  for (const SampledToken& token : drawn) {
-    tokens_.push_back(token.token);
-    sampler.see_output(token.token);
-  }
+  if (text_.n_tokens() >= context_limit()) return drawn;
+  text_.sampler = &sampler;
+  text_.n_prompt = text_.n_tokens() - first_index;
+  BatchJob job{.sequence = &text_,
+               .n_rows = text_.n_unread(),  // none when fresh from the prompt, else the newest
+               .n_drafts = options_.draft_tokens};
+  run(job);
+  for (const DrawnToken& d : job.drawn) drawn.push_back(d.token);
+  stats_.drafted_tokens += job.n_drafted;
+  if (job.n_rows > 0) stats_.accepted_drafts += static_cast<std::int64_t>(drawn.size()) - 1;
   stats_.decode_steps += 1;
   stats_.decoded_tokens += static_cast<std::int64_t>(drawn.size());
   stats_.decode_seconds += watch.seconds();
@@ -227,18 +130,18 @@ std::vector<SampledToken> Session::step(Sampler& sampler, std::int64_t first_ind
 }
 
 void Session::truncate(std::int64_t n) {
-  HADAL_CHECK(n >= 1 && n <= n_tokens());
-  if (n == n_tokens()) return;
-  tokens_.resize(static_cast<std::size_t>(n));
+  HADAL_CHECK(n >= 1 && n <= text_.n_tokens());
+  if (n == text_.n_tokens()) return;
+  text_.tokens.resize(static_cast<std::size_t>(n));
   // The newest token is run again by the next step: logits of the past were not kept.
-  const std::int64_t keep = std::min(n_processed_, n - 1);
-  const std::int64_t forgotten = n_processed_ - keep;
+  const std::int64_t keep = std::min(text_.n_read, n - 1);
+  const std::int64_t forgotten = text_.n_read - keep;
   HADAL_CHECK(forgotten <= kv_.rollback_tokens());
-  if (pending_streams_ && forgotten > 0) {
-    const std::int64_t left = pending_streams_.dim(0) - forgotten;
-    pending_streams_ = left > 0 ? pending_streams_.slice(0, left) : Tensor();
+  if (text_.pending_streams && forgotten > 0) {
+    const std::int64_t left = text_.pending_streams.dim(0) - forgotten;
+    text_.pending_streams = left > 0 ? text_.pending_streams.slice(0, left) : Tensor();
   }
-  n_processed_ = keep;
+  text_.n_read = keep;
 }
 
 }  // namespace hadal::engine

@@ -5,9 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "cache/paged_kv.h"
-#include "engine/loaded_model.h"
-#include "engine/sampler.h"
+#include "engine/batch_runner.h"
 
 namespace hadal::engine {
 
@@ -70,32 +68,23 @@ class Session {
   void truncate(std::int64_t n_tokens);
   void reset();
 
-  [[nodiscard]] const std::vector<TokenId>& tokens() const { return tokens_; }
+  [[nodiscard]] const std::vector<TokenId>& tokens() const { return text_.tokens; }
   [[nodiscard]] const SessionStats& stats() const { return stats_; }
   [[nodiscard]] std::int64_t context_limit() const { return config().max_position_embeddings; }
   [[nodiscard]] std::int64_t vocab_size() const { return config().vocab_size; }
-  [[nodiscard]] cache::PagedKv::Bytes kv_bytes() const { return kv_.bytes(slot_); }
-  [[nodiscard]] ExecContext& context() { return ctx_; }
+  [[nodiscard]] cache::PagedKv::Bytes kv_bytes() const { return kv_.bytes(text_.slot); }
+  [[nodiscard]] ExecContext& context() { return runner_.context(); }
 
  private:
   [[nodiscard]] const model::Config& config() const { return loaded_.config; }
-  [[nodiscard]] std::int64_t n_tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
-  [[nodiscard]] bool drafting() const { return options_.draft_tokens > 0; }
-  [[nodiscard]] Tensor forward(std::int64_t begin, std::span<const TokenId> ids);
-  void teach_draft(std::int64_t begin, const Tensor& streams, std::span<const TokenId> next_ids);
-  [[nodiscard]] std::vector<TokenId> draft(Sampler& sampler, std::int64_t first_index);
+  [[nodiscard]] bool drafting() const { return runner_.drafting(); }
+  void run(BatchJob& job);
 
   const LoadedModel& loaded_;
   SessionOptions options_;
-  ExecContext ctx_;
   cache::PagedKv kv_;
-  std::int64_t slot_;
-  std::vector<TokenId> tokens_;
-  std::int64_t n_processed_ = 0;  // positions [0, n_processed_) are in the history
-  std::vector<float> logits_;     // of position n_processed_ - 1
-  // Streams of processed positions that the draft block has not seen: their next token was not
-  // known yet. Rows [0, k) are positions n_processed_ - k ...
-  Tensor pending_streams_;
+  BatchRunner runner_;
+  Sequence text_;
   SessionStats stats_;
 };
 

@@ -20,4 +20,11 @@ struct ScaleArgs {
 };
 inline constexpr KernelName<ScaleArgs> kScale{"scale"};
 
+// y = x, byte for byte.
+struct CopyArgs {
+  TensorView y;  // any shape  bf16 | f32
+  TensorView x;  // shape and dtype of y
+};
+inline constexpr KernelName<CopyArgs> kCopy{"copy"};
+
 }  // namespace hadal

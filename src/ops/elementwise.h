@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "ops/exec_context.h"
 
 namespace hadal::ops {
@@ -10,5 +12,9 @@ namespace hadal::ops {
 
 // y = x * factor, one rounding; x f32 or activation dtype, y of x's dtype.
 [[nodiscard]] Tensor scale(ExecContext& ctx, const Tensor& x, float factor);
+
+// Rows of several tensors [n_tokens, n, hidden], alike in dtype, n and hidden, one below the other.
+// One part alone is returned as it is. At least one part.
+[[nodiscard]] Tensor concat_rows(ExecContext& ctx, std::span<const Tensor> parts);
 
 }  // namespace hadal::ops

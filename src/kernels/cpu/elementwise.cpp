@@ -1,5 +1,7 @@
 #include "kernels/elementwise.h"
 
+#include <cstring>
+
 #include "kernels/cpu/simd.h"
 
 namespace hadal::kernels::cpu {
@@ -28,6 +30,10 @@ void scale(Stream& stream, const ScaleArgs& a) {
       }
     });
   });
+}
+
+void copy(Stream&, const CopyArgs& a) {
+  std::memcpy(a.y.bytes(), a.x.bytes(), a.y.nbytes());
 }
 
 }  // namespace hadal::kernels::cpu

@@ -33,6 +33,7 @@ void moe_route(Stream&, const MoeRouteArgs&);
 void moe_experts(Stream&, const MoeExpertsArgs&);
 void add_to_streams(Stream&, const AddToStreamsArgs&);
 void scale(Stream&, const ScaleArgs&);
+void copy(Stream&, const CopyArgs&);
 
 void register_kernels(KernelRegistry& registry) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -56,6 +57,7 @@ void register_kernels(KernelRegistry& registry) {
     registry.add(kMoeExperts, key, moe_experts);
     registry.add(kAddToStreams, key, add_to_streams);
     registry.add(kScale, key, scale);
+    registry.add(kCopy, key, copy);
   }
 }
 
