@@ -72,7 +72,7 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
     for (const LayerHistory& history : histories) tails.push_back(history.tail);
     const Compressor::Output added = compressor_->forward(ctx, step, x, tails);
     for (std::size_t i = 0; i < histories.size(); ++i) {
-      const auto [row, count, first] = added.by_sequence[i];
+      const auto [row, count, first] = added.by_sequence[i].from(histories[i].frozen_entries);
       ops::store_rows(ctx, added.entries.slice(row, row + count), histories[i].entries, first);
     }
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "model/config.h"
 #include "model/step.h"
 #include "model/weight_layout.h"
@@ -21,6 +23,11 @@ class Compressor {
   // New entries of one sequence: rows [row, row + count) of `entries`, numbered from `first`.
   struct NewEntries {
     std::int64_t row, count, first;
+    // Without those below number `entry`.
+    [[nodiscard]] NewEntries from(std::int64_t entry) const {
+      const std::int64_t skip = std::clamp<std::int64_t>(entry - first, 0, count);
+      return {row + skip, count - skip, first + skip};
+    }
   };
   struct Output {
     Tensor entries;  // [n_entries, width], rotated

@@ -32,9 +32,8 @@ Tensor Indexer::forward(ExecContext& ctx, const Step& step, const Tensor& x, con
   bool everything_visible = true;
   for (std::size_t i = 0; i < histories.size(); ++i) {
     const TokenBatch::Sequence& s = step.batch.sequences[i];
-    const Compressor::NewEntries& added = keys.by_sequence[i];
-    ops::store_rows(ctx, keys.entries.slice(added.row, added.row + added.count),
-                    histories[i].index_keys, added.first);
+    const auto [row, count, first] = keys.by_sequence[i].from(histories[i].frozen_entries);
+    ops::store_rows(ctx, keys.entries.slice(row, row + count), histories[i].index_keys, first);
     sequences.push_back({s.begin, s.end, s.start, histories[i].index_keys});
     everything_visible &= (s.start + s.end - s.begin) / ratio_ <= topk_;
   }

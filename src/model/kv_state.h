@@ -15,6 +15,9 @@ struct LayerHistory {
   PagedRows index_keys;        // its indexer key
   CompressorTail tail;         // of the main compressor
   CompressorTail index_tail;   // of the indexer's
+  // Entries and keys [0, frozen_entries) are final: running their tokens again reads but never
+  // writes them. Others may share them, and a replay that fills a window may not know them yet.
+  std::int64_t frozen_entries = 0;
 };
 
 // What attention asks of its past. The model owns the interface; caches implement it.

@@ -1,0 +1,71 @@
+#include "cache/page_pool.h"
+
+#include <limits>
+#include <mutex>
+#include <vector>
+
+namespace hadal::cache {
+
+struct PagePool::State {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Page>> free;
+  std::int64_t n_used = 0;
+};
+
+PagePool::PagePool(std::size_t page_bytes, std::size_t budget_bytes)
+    : page_bytes_(page_bytes),
+      n_total_(budget_bytes == 0 || page_bytes == 0
+                   ? std::numeric_limits<std::int64_t>::max()
+                   : static_cast<std::int64_t>(budget_bytes / page_bytes)),
+      state_(std::make_shared<State>()) {}
+
+PageRef PagePool::acquire() {
+  std::unique_ptr<Page> page;
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->n_used >= n_total_) return nullptr;
+    ++state_->n_used;
+    if (!state_->free.empty()) {
+      page = std::move(state_->free.back());
+      state_->free.pop_back();
+    }
+  }
+  try {
+    // Zeros, since a file of pages holds their unused bytes, too.
+    if (!page) {
+      page = std::make_unique<Page>(
+          Tensor::zeros({static_cast<std::int64_t>(page_bytes_)}, DType::u8));
+    }
+    // So that giving a page back never allocates: it may happen while memory is short.
+    const std::lock_guard lock(state_->mutex);
+    const std::size_t wanted = static_cast<std::size_t>(state_->n_used) + state_->free.size();
+    if (state_->free.capacity() < wanted) state_->free.reserve(2 * wanted);
+  } catch (...) {
+    const std::lock_guard lock(state_->mutex);
+    --state_->n_used;
+    throw;
+  }
+  return {page.release(), [state = state_](Page* used) noexcept {
+            std::unique_ptr<Page> back(used);
+            const std::lock_guard lock(state->mutex);
+            --state->n_used;
+            state->free.push_back(std::move(back));
+          }};
+}
+
+std::int64_t PagePool::n_used() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->n_used;
+}
+
+std::size_t PagePool::bytes_held() const {
+  const std::lock_guard lock(state_->mutex);
+  return (static_cast<std::size_t>(state_->n_used) + state_->free.size()) * page_bytes_;
+}
+
+void PagePool::trim() {
+  const std::lock_guard lock(state_->mutex);
+  state_->free.clear();
+}
+
+}  // namespace hadal::cache

@@ -1,0 +1,50 @@
+// Memory of pages: allocated when first needed, given back when the last reference goes, reused.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/tensor.h"
+
+namespace hadal::cache {
+
+// The compressed entries and indexer keys of `page_tokens` consecutive positions in all layers: one
+// piece of memory. Once its positions are settled it never changes, so that sequences, the prefix
+// cache and a writer of files share it by reference.
+class Page {
+ public:
+  explicit Page(Tensor memory) : memory_(std::move(memory)) {}
+  [[nodiscard]] std::byte* bytes() const { return memory_.bytes(); }
+  [[nodiscard]] std::size_t nbytes() const { return memory_.nbytes(); }
+
+ private:
+  Tensor memory_;
+};
+
+// References may outlive the pool and may be dropped on any thread.
+using PageRef = std::shared_ptr<Page>;
+
+class PagePool {
+ public:
+  // At most budget_bytes / page_bytes pages at a time; a budget of 0 sets no limit.
+  PagePool(std::size_t page_bytes, std::size_t budget_bytes);
+
+  // A page, or null when the budget is spent. A page that was never used is zero; a reused one
+  // holds what it held, which nobody reads: rows count from the moment they are written.
+  [[nodiscard]] PageRef acquire();
+
+  [[nodiscard]] std::size_t page_bytes() const { return page_bytes_; }
+  [[nodiscard]] std::int64_t n_total() const { return n_total_; }  // max of int64: no limit
+  [[nodiscard]] std::int64_t n_used() const;                       // with a reference somewhere
+  [[nodiscard]] std::int64_t n_free() const { return n_total_ - n_used(); }
+  [[nodiscard]] std::size_t bytes_held() const;  // used pages and those kept for reuse
+  void trim();                                   // frees those that are kept for reuse
+
+ private:
+  struct State;
+  std::size_t page_bytes_;
+  std::int64_t n_total_;
+  std::shared_ptr<State> state_;  // shared with every page
+};
+
+}  // namespace hadal::cache
