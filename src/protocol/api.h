@@ -6,8 +6,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -38,7 +40,7 @@ class ApiException : public std::runtime_error {
   explicit ApiException(ApiError e) : std::runtime_error(e.message), error(std::move(e)) {}
   ApiError error;
 };
-// The body that `api` sends for it.
+// The body that `api` sends for it; `extra` stands inside the error object.
 [[nodiscard]] std::string error_body(Api api, const ApiError& error, std::string_view request_id);
 [[nodiscard]] int error_status(Api api, const ApiError& error);
 
@@ -52,7 +54,7 @@ struct SamplingOptions {  // unset: the model's default
 
 enum class ToolMode : std::uint8_t { none, automatic, required };
 struct ToolPolicy {
-  ToolMode mode = ToolMode::automatic;
+  ToolMode mode = ToolMode::none;    // none if and only if the request's tools are empty
   std::vector<std::string> allowed;  // names the answer may call; empty: all declared
   bool parallel = true;
   std::vector<bool> strict;  // by declared tool: its arguments must match its schema
@@ -76,7 +78,9 @@ struct ApiRequest {
   Conversation conversation;  // tools already attached where the model will read them
   ThinkingMode thinking_mode = ThinkingMode::thinking;
   ReasoningEffort effort = ReasoningEffort::high;
-  std::vector<Json> tools;  // the function objects, as sent, in order
+  // The function objects, as sent, in order. Empty under tool_choice "none": then neither the model
+  // nor the parser is to know of them.
+  std::vector<Json> tools;
   ToolPolicy tool_policy;
   AnswerFormat format;
   bool continues_answer = false;     // the last message is a prefix that the answer continues
@@ -88,6 +92,7 @@ struct ApiRequest {
   std::vector<RawPrompt> prompts;
   std::optional<std::string> suffix;  // fill in the middle
   bool echo = false, parse_special = true, skip_special_tokens = true;
+  bool prompt_logprobs = false;  // of the echoed prompt too
 
   SamplingOptions sampling;
   std::optional<std::int64_t> max_tokens;
@@ -96,6 +101,7 @@ struct ApiRequest {
   bool stream = false, include_usage = false;
   bool logprobs = false;
   std::int32_t top_logprobs = 0;
+  bool reasoning_alias = true;  // as ApiDefaults has it
   bool ignore_eos = false;
   std::int64_t min_tokens = 0;
   std::optional<std::int64_t> thinking_budget;
@@ -120,7 +126,16 @@ struct ApiDefaults {
   bool response_format_in_prompt = true;
   bool mid_system_as_user = true;  // else a later system message is refused
   bool strict_reasoning = false;   // DeepSeek's 400 when tool history lacks its reasoning
+  bool reasoning_alias = true;     // chat completions repeat reasoning_content as "reasoning"
+  // When the request says nothing about it: what the alias that it names stands for.
+  ThinkingMode thinking_mode = ThinkingMode::thinking;
 };
+
+// The JSON of a request's body. Throws ApiException (400) that says at which byte, or line and
+// column, it stops being UTF-8 or JSON, and for arrays and objects nested deeper than
+// kMaxBodyDepth. Of a repeated member the last counts.
+inline constexpr std::size_t kMaxBodyDepth = 128;
+[[nodiscard]] Json parse_body(std::string_view body);
 
 // Throws ApiException for anything the API's documentation forbids; the message names the member.
 // Values that only the model can judge (token ids, context length) are the server's to check.
@@ -148,7 +163,7 @@ enum class AnswerEnd : std::uint8_t { stop, stop_string, length, tool_calls, can
 
 struct TokenLogprobText {
   std::string bytes;
-  double logprob = 0;
+  double logprob = 0;  // NaN where there is none: the first token of an echoed prompt
   struct Top {
     std::string bytes;
     double logprob = 0;
@@ -170,7 +185,8 @@ class ResponseWriter {
   // `usage` has the prompt's part.
   [[nodiscard]] virtual std::vector<SseEvent> begin(const Usage& usage) = 0;
   // What one token made certain: the parser's events (raw text of /v1/completions as ContentDelta),
-  // and its logprobs when they were asked for (`in_reasoning` says which list).
+  // and its logprobs when they were asked for (`in_reasoning` says which list). An echoed prompt of
+  // /v1/completions comes the same way, before the tokens that were drawn.
   [[nodiscard]] virtual std::vector<SseEvent> events(std::int32_t choice,
                                                      const std::vector<DsmlEvent>& events,
                                                      const TokenLogprobText* logprob,
@@ -180,8 +196,10 @@ class ResponseWriter {
   [[nodiscard]] virtual std::vector<SseEvent> finish(std::int32_t choice, AnswerEnd end,
                                                      const std::string& detail,
                                                      const Usage& usage) = 0;
-  // All choices are. `usage` is the sum. Includes "[DONE]" where the API has it.
+  // All choices are. `usage` is the whole: the prompt's part and the sum of the choices. Includes
+  // "[DONE]" where the API has it, unless a choice ended in an error: that was the last event.
   [[nodiscard]] virtual std::vector<SseEvent> end(const Usage& usage) = 0;
+  // After end(); an error's body when a choice ended in one.
   [[nodiscard]] virtual std::string body() const = 0;
 };
 
