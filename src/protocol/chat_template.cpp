@@ -107,10 +107,11 @@ void drop_history_thinking(std::vector<Turn>& turns) {
 
 class Renderer {
  public:
-  explicit Renderer(const RenderOptions& options)
-      : options_(options), format_(chat_format(options.profile)) {}
+  Renderer(const RenderOptions& options, RenderListener* listener)
+      : options_(options), format_(chat_format(options.profile)), listener_(listener) {}
 
   std::vector<io::TextSegment> run(const Conversation& conversation) {
+    messages_ = conversation.messages.data();
     turns_ = merge(conversation.messages);
     sort_results(turns_);
     drops_thinking_ = drops_thinking(conversation);
@@ -122,7 +123,9 @@ class Renderer {
       out_.trusted(format_.effort_text[static_cast<std::size_t>(options_.effort)]);
     }
     for (std::size_t i = 0; i < turns_.size(); ++i) {
-      body(i);
+      if (!listener_takes(i)) body(i);
+      if (turns_[i].role != Role::user) rendered(turns_[i].source);
+      header_mode_.reset();
       if (i + 1 == turns_.size() || turns_[i + 1].role == Role::assistant ||
           turns_[i + 1].role == Role::latest_reminder) {
         header(i);
@@ -140,6 +143,19 @@ class Renderer {
              return !message.tools.empty() ||
                     (options_.tool_history_keeps_thinking && !message.tool_calls.empty());
            });
+  }
+
+  // Whether the listener puts an answer in place itself.
+  [[nodiscard]] bool listener_takes(std::size_t i) {
+    const Message& message = *turns_[i].source;
+    if (listener_ == nullptr || !header_mode_ || turns_[i].role != Role::assistant) return false;
+    return !message.wo_eos && listener_->answer_begins(index_of(&message), *header_mode_, out_);
+  }
+  [[nodiscard]] std::size_t index_of(const Message* message) const {
+    return static_cast<std::size_t>(message - messages_);
+  }
+  void rendered(const Message* message) {
+    if (listener_ != nullptr) listener_->message_rendered(index_of(message), out_);
   }
 
   void body(std::size_t i) {
@@ -199,6 +215,7 @@ class Renderer {
       if (part.is_result()) out_.trusted(format_.tool_result_open);
       out_.untrusted(part.source->content);
       if (part.is_result()) out_.trusted(format_.tool_result_close);
+      rendered(part.source);
     }
   }
 
@@ -207,6 +224,7 @@ class Renderer {
     const bool answers_task = i > 0 && turns_[i - 1].task.has_value();
     if (thinking() && !answers_task && (!drops_thinking_ || std::ptrdiff_t(i) > last_question_)) {
       if (turns_[i].has_reasoning) out_.untrusted(message.reasoning_content);
+      if (options_.continues_reasoning && message.wo_eos && i + 1 == turns_.size()) return;
       out_.trusted(format_.think_close);
     }
     out_.untrusted(message.content);
@@ -229,12 +247,17 @@ class Renderer {
     // An action is decided in the mode of the conversation, wherever it stands.
     const bool thinks =
         thinking() && (turn.task || !drops_thinking_ || std::ptrdiff_t(i) >= last_question_);
+    if (listener_ != nullptr) listener_->header_begins(out_);
     out_.trusted(thinks ? format_.think_open : format_.think_close);
+    if (!turn.task) header_mode_ = thinks ? ThinkingMode::thinking : ThinkingMode::chat;
     if (turn.task) out_.trusted(format_.task_token[static_cast<std::size_t>(*turn.task)]);
   }
 
   const RenderOptions& options_;
   const ChatFormat& format_;
+  RenderListener* listener_;
+  const Message* messages_ = nullptr;
+  std::optional<ThinkingMode> header_mode_;  // of the header that was just written
   std::vector<Turn> turns_;
   std::ptrdiff_t last_question_ = -1;
   bool drops_thinking_ = true;
@@ -243,15 +266,20 @@ class Renderer {
 
 }  // namespace
 
-std::vector<io::TextSegment> render(const Conversation& conversation,
-                                    const RenderOptions& options) {
-  std::vector<io::TextSegment> segments = Renderer(options).run(conversation);
+std::vector<io::TextSegment> render(const Conversation& conversation, const RenderOptions& options,
+                                    RenderListener* listener) {
+  std::vector<io::TextSegment> segments = Renderer(options, listener).run(conversation);
   if (options.trust_special_tokens) {
     SegmentWriter all;
     for (const io::TextSegment& segment : segments) all.trusted(segment.text);
     segments = all.take();
   }
   return segments;
+}
+
+std::vector<io::TextSegment> render(const Conversation& conversation,
+                                    const RenderOptions& options) {
+  return render(conversation, options, nullptr);
 }
 
 std::string render_text(const Conversation& conversation, const RenderOptions& options) {

@@ -32,6 +32,7 @@ struct Message {
   std::string content;
   std::string reasoning_content;        // assistant
   std::vector<ToolCall> tool_calls;     // assistant
+  std::string answer_pointer;           // assistant: our name for the answer, if it came back
   std::string tool_call_id;             // tool: the call that this answers
   std::vector<Json> tools;              // system, developer: the `function` objects, as sent
   std::optional<Json> response_format;  // system, developer: the JSON schema of the answer

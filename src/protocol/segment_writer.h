@@ -1,6 +1,7 @@
 // Collects rendered text as runs of trusted and untrusted segments.
 #pragma once
 
+#include <cstddef>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -18,7 +19,12 @@ class SegmentWriter {
   // Text of clients, tools, schemas and models, which may not.
   void untrusted(std::string_view text) { append(text, false); }
 
-  [[nodiscard]] std::vector<io::TextSegment> take() { return std::move(segments_); }
+  // What was written since the last call.
+  [[nodiscard]] std::vector<io::TextSegment> take() {
+    nbytes_ = 0;
+    return std::exchange(segments_, {});
+  }
+  [[nodiscard]] std::size_t nbytes() const { return nbytes_; }  // since the last take()
 
  private:
   void append(std::string_view text, bool is_trusted) {
@@ -27,9 +33,11 @@ class SegmentWriter {
       segments_.push_back({{}, is_trusted});
     }
     segments_.back().text += text;
+    nbytes_ += text.size();
   }
 
   std::vector<io::TextSegment> segments_;
+  std::size_t nbytes_ = 0;
 };
 
 }  // namespace hadal::protocol
