@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 
 #include "cache/prefix_cache.h"
@@ -47,7 +47,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   std::size_t snapshot_bytes = std::size_t{256} << 20;
   enum class Preemption : std::uint8_t { swap, drop } preemption = Preemption::swap;
-  Path swap_directory;               // empty: the host's memory
+  Path swap_directory = {};          // empty: the host's memory
   std::int64_t max_preemptions = 3;  // of one request; then it is left alone
 };
 
@@ -62,6 +62,14 @@ struct EngineStatus {
   double step_seconds = 0, forward_seconds = 0;       // sums
   double seconds_since_step = 0;                      // 0 while idle
 };
+
+// One step, for histograms.
+struct StepReport {
+  std::int64_t decode_rows = 0, prefill_rows = 0;
+  double seconds = 0, forward_seconds = 0;
+};
+
+class EngineLoop;
 
 class Engine {
  public:
@@ -84,16 +92,11 @@ class Engine {
 
   [[nodiscard]] EngineStatus status() const;
   [[nodiscard]] const EngineOptions& options() const;
-  // Called after every step on the engine's thread, for metrics.
-  struct StepReport {
-    std::int64_t decode_rows = 0, prefill_rows = 0;
-    double seconds = 0;
-  };
+  // Called after every step on the engine's thread, for metrics. Set it before the first request.
   void on_step(std::function<void(const StepReport&)> observer);
 
  private:
-  class Loop;
-  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<EngineLoop> loop_;
 };
 
 }  // namespace hadal::engine

@@ -75,7 +75,10 @@ std::string StopStrings::feed(std::string_view text) {
   if (stopped_) return {};
   held_ += text;
   std::size_t first = std::string::npos;
-  for (const std::string& stop : stops_) first = std::min(first, held_.find(stop));
+  for (const std::string& stop : stops_) {
+    const std::size_t found = held_.find(stop);
+    if (found < first) first = found, matched_ = stop;
+  }
   if (first != std::string::npos) {
     stopped_ = true;
     std::string out = held_.substr(0, first);

@@ -39,9 +39,12 @@ class StopStrings {
   [[nodiscard]] std::string feed(std::string_view text);
   [[nodiscard]] std::string finish();  // releases what was held back
   [[nodiscard]] bool stopped() const { return stopped_; }
+  // The one that was found first; "" before.
+  [[nodiscard]] const std::string& matched() const { return matched_; }
 
  private:
   std::vector<std::string> stops_;
+  std::string matched_;
   std::string held_;
   bool stopped_ = false;
 };
