@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -64,12 +65,14 @@ class PosixWritableFile final : public WritableFile {
     }
   }
   void preallocate(std::uint64_t nbytes) override {
-    int error = 0;
-    do error = ::posix_fallocate(fd_.get(), 0, static_cast<off_t>(nbytes));
-    while (error == EINTR);
-    if (error != 0) {
-      errno = error;
-      throw_errno("reserve space for", path_);
+    int result = 0;
+    do result = ::fallocate(fd_.get(), 0, 0, static_cast<off_t>(nbytes));
+    while (result != 0 && errno == EINTR);
+    if (result == 0) return;
+    if (errno != EOPNOTSUPP) throw_errno("reserve space for", path_);
+    // A file system without reservations: only the size, then.
+    if (size() < nbytes && ::ftruncate(fd_.get(), static_cast<off_t>(nbytes)) != 0) {
+      throw_errno("extend", path_);
     }
   }
   void truncate(std::uint64_t nbytes) override {
@@ -159,6 +162,19 @@ class PosixFileSystem final : public FileSystem {
     const FileDescriptor directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (directory.get() < 0) throw_errno("open directory", path);
     if (::fsync(directory.get()) != 0) throw_errno("sync directory", path);
+  }
+  std::shared_ptr<void> lock(const Path& path) override {
+    auto fd = std::make_shared<FileDescriptor>(
+        ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    if (fd->get() < 0) throw_errno("create", path);
+    if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) throw_errno("lock", path);
+      throw Error(ErrorCode::io,
+                  fmt::format("{} is locked: another hadal works in this directory; stop it, or "
+                              "name another directory",
+                              path.string()));
+    }
+    return fd;
   }
   std::vector<Entry> list(const Path& directory) override {
     std::error_code error;

@@ -84,6 +84,10 @@ class FileSystem {
     bool is_directory = false;
     std::uint64_t size = 0;  // of a file, in bytes
   };
+  // Nobody else gets this lock, in this process or another, while the result lives. Creates the
+  // file `path`. Throws io when somebody has it.
+  [[nodiscard]] virtual std::shared_ptr<void> lock(const Path& path) = 0;
+
   // By name. Throws not_found when there is no such directory.
   [[nodiscard]] virtual std::vector<Entry> list(const Path& directory) = 0;
   [[nodiscard]] virtual bool exists(const Path& path) = 0;

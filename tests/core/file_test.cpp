@@ -122,6 +122,13 @@ TEST_P(EveryFileSystem, RemovesAndRenames) {
   EXPECT_FALSE(fs().exists(root()));
 }
 
+TEST_P(EveryFileSystem, ALockHasOneHolder) {
+  auto first = fs().lock(root() / "LOCK");
+  EXPECT_THROW((void)fs().lock(root() / "LOCK"), Error);
+  first.reset();
+  EXPECT_NE(fs().lock(root() / "LOCK"), nullptr);
+}
+
 TEST_P(EveryFileSystem, WhatIsMissingIsNamed) {
   for (const auto& attempt :
        std::vector<std::function<void()>>{[&] { (void)fs().open_read(root() / "nothing-here"); },

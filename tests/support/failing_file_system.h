@@ -39,6 +39,7 @@ class FailingFileSystem final : public FileSystem {
     count(path);
     FileSystem::real().sync_directory(path);
   }
+  std::shared_ptr<void> lock(const Path& path) override { return FileSystem::real().lock(path); }
   std::vector<Entry> list(const Path& directory) override {
     return FileSystem::real().list(directory);
   }

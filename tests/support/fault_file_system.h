@@ -32,6 +32,7 @@ class FaultFileSystem final : public FileSystem {
   void power_loss(std::optional<std::uint64_t> torn_seed = std::nullopt) {
     const std::lock_guard lock(mutex_);
     ++boot_;
+    locks_.clear();
     killed_ = false;
     kill_budget_ = kUnlimited;
     Rng rng(torn_seed.value_or(0));
@@ -68,6 +69,7 @@ class FaultFileSystem final : public FileSystem {
   void restart() {
     const std::lock_guard lock(mutex_);
     ++boot_;
+    locks_.clear();
     killed_ = false;
     kill_budget_ = kUnlimited;
   }
@@ -159,6 +161,14 @@ class FaultFileSystem final : public FileSystem {
       node->name_durable = true;
       durable_names_[name] = node;
     }
+  }
+  std::shared_ptr<void> lock(const Path& path) override {
+    const std::lock_guard guard(mutex_);
+    auto& holder = locks_[key(path)];
+    if (!holder.expired()) throw Error(ErrorCode::io, path.string() + " is locked");
+    auto lock = std::make_shared<int>(0);
+    holder = lock;
+    return lock;
   }
   std::vector<Entry> list(const Path& directory) override {
     const std::lock_guard lock(mutex_);
@@ -358,6 +368,7 @@ class FaultFileSystem final : public FileSystem {
   std::condition_variable released_;
   std::map<std::string, NodePtr> files_, durable_names_;
   std::set<std::string> directories_;
+  std::map<std::string, std::weak_ptr<int>> locks_;
   std::uint64_t boot_ = 0, capacity_ = kUnlimited, kill_budget_ = kUnlimited;
   bool killed_ = false, fail_syncs_ = false, hold_syncs_ = false;
   std::uint64_t n_syncs_ = 0, n_writes_ = 0, bytes_written_ = 0;
