@@ -127,6 +127,7 @@ struct Tokenizer::Tables {
   AddedTokenTrie verbatim;       // added tokens looked for first
   AddedTokenTrie normalized;     // and those looked for in what is left
   std::vector<bool> is_special;  // by id
+  std::vector<bool> is_added;    // by id
   std::size_t n_added_tokens;
   mutable WorkspacePool workspaces;
 };
@@ -136,10 +137,12 @@ Tokenizer::Tables::Tables(const TokenizerSpec& spec, const VocabularyPlan& plan)
       pieces(vocabulary, plan.byte_level, Bpe(plan.byte_ids, spec.merges), spec.ignore_merges),
       pretokenizer(compile(spec.split_patterns)),
       is_special(spec.n_ids, false),
+      is_added(spec.n_ids, false),
       n_added_tokens(spec.added_tokens.size()) {
   for (const AddedToken& token : spec.added_tokens) {
     (token.normalized ? normalized : verbatim).add(token.content, token.id);
     is_special[static_cast<std::size_t>(token.id)] = token.special;
+    is_added[static_cast<std::size_t>(token.id)] = true;
   }
 }
 
@@ -240,6 +243,10 @@ std::optional<TokenId> Tokenizer::token_id(std::string_view text) const {
 
 bool Tokenizer::is_special(TokenId id) const {
   return id >= 0 && id < vocab_size() && tables_->is_special[static_cast<std::size_t>(id)];
+}
+
+bool Tokenizer::is_added(TokenId id) const {
+  return id >= 0 && id < vocab_size() && tables_->is_added[static_cast<std::size_t>(id)];
 }
 
 std::int64_t Tokenizer::vocab_size() const {

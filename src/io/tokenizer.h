@@ -55,6 +55,8 @@ class Tokenizer {
   [[nodiscard]] std::optional<TokenId> token_id(std::string_view text) const;
   // Whether the file flags it as special; false for what is no token.
   [[nodiscard]] bool is_special(TokenId id) const;
+  // Whether it is an added token: found in text before anything else, and spelt by itself alone.
+  [[nodiscard]] bool is_added(TokenId id) const;
 
   [[nodiscard]] std::int64_t vocab_size() const;     // highest id + 1
   [[nodiscard]] std::size_t n_added_tokens() const;  // as many as the file lists
