@@ -14,6 +14,10 @@ class InterruptGuard {
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
   [[nodiscard]] static const std::atomic<bool>& flag();
+  // Readable from a Ctrl-C until clear(), for a poll() that waits for it and for something else: a
+  // signal that came just before the poll, or that another thread took, is seen by it too. Negative
+  // while no guard exists.
+  [[nodiscard]] static int descriptor();
   static void clear();
   // Throws Error cancelled when Ctrl-C was pressed, for work that is undone by unwinding.
   static void throw_if_interrupted();

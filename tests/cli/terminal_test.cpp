@@ -122,7 +122,9 @@ TEST(ChatTerminal, EditsLinesAndRemembersThem) {
   ASSERT_TRUE(t.wait_for("> ")) << t.screen();
   t.type("half a thought");
   ASSERT_TRUE(t.wait_for("thought")) << t.screen();
-  t.type("\x15/quit\r");  // Ctrl-U forgets the line
+  t.type("\x03");  // forgets the line
+  ASSERT_TRUE(t.wait_for("> ")) << t.screen();
+  t.type("/quit\r");
   EXPECT_EQ(t.exit_status(), 0) << t.screen();
 }
 
