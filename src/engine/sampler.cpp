@@ -1,6 +1,8 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -65,24 +67,95 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
 
-// The smallest best-first prefix with mass >= top_p.
-void keep_top_p(std::vector<Candidate>& candidates, float peak, float top_p) {
-  double total = 0;
-  for (const Candidate& c : candidates) total += std::exp(static_cast<double>(c.logit - peak));
-  // Tokens below (1 - top_p) / n of the mass sum to less than 1 - top_p: none of them is needed,
-  // and leaving them out spares sorting the whole vocabulary.
-  const double negligible =
-      (1.0 - static_cast<double>(top_p)) * total / static_cast<double>(candidates.size());
-  std::erase_if(candidates, [&](const Candidate& c) {
-    return c.logit < peak && std::exp(static_cast<double>(c.logit - peak)) < negligible;
-  });
-  std::sort(candidates.begin(), candidates.end(), better);
-  double mass = 0;
-  std::size_t kept = 0;
-  while (kept < candidates.size() && mass < static_cast<double>(top_p) * total) {
-    mass += std::exp(static_cast<double>(candidates[kept++].logit - peak));
+// exp(x) for x <= 0, within 2 units in the last place, in operations that compilers turn into
+// vectors: the library's costs most of drawing a token. Cephes' polynomial.
+float exp_of_negative(float x) {
+  x = std::max(x, -87.0f);
+  // Adding and taking away 1.5 * 2^23 rounds to an integer.
+  const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) +
+                              (static_cast<std::int32_t>(n) << 23));
+}
+
+// Of exp(logit - peak), over all. The lanes fix the order of the sum.
+double sum_of_exp(std::span<const float> logits, float peak) {
+  constexpr std::size_t kLanes = 16;
+  std::array<float, kLanes> block{};
+  double sum = 0;
+  std::size_t i = 0;
+  while (i + 32 * kLanes <= logits.size()) {  // few enough floats to add up exactly enough
+    block.fill(0.0f);
+    for (std::size_t end = i + 32 * kLanes; i < end; i += kLanes) {
+      for (std::size_t j = 0; j < kLanes; ++j) block[j] += exp_of_negative(logits[i + j] - peak);
+    }
+    for (const float lane : block) sum += static_cast<double>(lane);
   }
-  candidates.resize(std::max<std::size_t>(1, kept));
+  for (; i < logits.size(); ++i) sum += static_cast<double>(exp_of_negative(logits[i] - peak));
+  return sum;
+}
+
+// The smallest best-first set with mass >= top_p. A histogram by distance from the peak finds the
+// bucket in which it ends; there, quickselect by mass in place of rank. Only a short piece is
+// sorted.
+void keep_top_p(std::vector<Candidate>& candidates, float peak, float top_p) {
+  constexpr std::size_t kBuckets = 256;
+  constexpr float kBucketsPerNat = 12.0f;
+  const std::size_t n = candidates.size();
+  std::vector<float> weights(n);
+  std::vector<std::uint8_t> buckets(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const float below = peak - candidates[i].logit;
+    weights[i] = exp_of_negative(-below);
+    buckets[i] = static_cast<std::uint8_t>(
+        std::min(below * kBucketsPerNat, static_cast<float>(kBuckets - 1)));
+  }
+  std::array<double, kBuckets> bucket_mass{};
+  for (std::size_t i = 0; i < n; ++i) bucket_mass[buckets[i]] += static_cast<double>(weights[i]);
+  double total = 0;
+  for (const double m : bucket_mass) total += m;
+  double wanted = static_cast<double>(top_p) * total;
+  std::size_t last = 0;  // the bucket in which the set ends
+  while (last + 1 < kBuckets && bucket_mass[last] < wanted) wanted -= bucket_mass[last++];
+
+  std::vector<Candidate> open;  // those of that bucket; the set takes the best of them
+  for (std::size_t i = 0; i < n; ++i) {
+    if (buckets[i] == last) open.push_back(candidates[i]);
+  }
+  const auto at = [&](std::size_t i) { return open.begin() + static_cast<std::ptrdiff_t>(i); };
+  const auto mass = [&](std::size_t from, std::size_t to) {
+    double sum = 0;
+    for (std::size_t i = from; i < to; ++i) {
+      sum += static_cast<double>(exp_of_negative(open[i].logit - peak));
+    }
+    return sum;
+  };
+  std::size_t begin = 0, end = open.size();  // [0, begin) is in, nothing from `end` on
+  while (end - begin > 32) {
+    const std::size_t middle = begin + (end - begin) / 2;
+    std::nth_element(at(begin), at(middle), at(end), better);
+    const double left = mass(begin, middle);
+    if (left >= wanted) {
+      end = middle;
+    } else {
+      wanted -= left;
+      begin = middle;
+    }
+  }
+  std::sort(at(begin), at(end), better);
+  std::size_t kept = begin;
+  for (double sum = 0; kept < end && sum < wanted; ++kept) sum += mass(kept, kept + 1);
+  // Of [0, begin) only the worst matters, and it stands before all of [begin, end).
+  if (kept == begin && begin > 0) std::nth_element(at(0), at(begin - 1), at(begin), better);
+  const Candidate cutoff = open[std::max<std::size_t>(1, kept) - 1];
+  std::erase_if(candidates, [&](const Candidate& c) { return better(cutoff, c); });
 }
 
 }  // namespace
@@ -154,7 +227,7 @@ struct SoftmaxSum {
 SoftmaxSum softmax_sum(std::span<const float> logits) {
   SoftmaxSum s;
   for (const float l : logits) s.peak = std::max(s.peak, l);
-  for (const float l : logits) s.sum += static_cast<double>(std::exp(l - s.peak));
+  s.sum = sum_of_exp(logits, s.peak);
   return s;
 }
 
