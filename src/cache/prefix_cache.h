@@ -2,28 +2,30 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "cache/paged_kv.h"
+#include "cache/snapshot.h"
 #include "core/token.h"
 
 namespace hadal::cache {
 
 class DiskStore;
 
-// The state of a sequence at a page boundary: window rows and unfinished compressor rows. With the
-// pages before it, all that is needed to go on from there.
-struct Snapshot {
-  std::int64_t position = 0;     // a multiple of the page size
-  std::vector<std::byte> state;  // PagedKv::save_state
-};
-
 struct PrefixCacheOptions {
   std::size_t snapshot_bytes = std::size_t{256} << 20;  // budget of all snapshots in memory
   double snapshot_seconds = 600;  // unpinned snapshots unused for so long may go first
+  // Whether a hit may ask for a replay (Hit::replay_from): where pages reach far beyond the last
+  // snapshot, or there is none.
+  bool replay = false;
+  // Compares checksums of rows at every hit with those at their insertion. For tests and for
+  // hunting errors: it reads all that is hit.
+  bool verify_rows = false;
+  std::function<double()> now = {};  // seconds; empty: the machine's steady clock
 };
 
 // Longest shared prefix at page boundaries. Two kinds of object: pages (immutable, shared by
@@ -32,16 +34,21 @@ struct PrefixCacheOptions {
 // one thread.  Source: DeepSeek-V4 §3.5; serving.md §5.3.
 class PrefixCache {
  public:
-  // `disk` may be null: then what is evicted is forgotten. Both must outlive this.
+  // `disk` may be null: then what is evicted is forgotten. Both must outlive this. Throws
+  // invalid_argument when the disk's pages are not laid out as this cache's.
   PrefixCache(PagedKv& kv, const PrefixCacheOptions& options, DiskStore* disk = nullptr);
   ~PrefixCache();
 
   struct Hit {
     std::int64_t position = 0;   // 0: nothing is shared
     std::vector<PageRef> pages;  // of [0, position)
+    // Null: tokens [replay_from, position) have to be run first, on a fresh state. Their entries
+    // are known and stay (PagedKv::adopt freezes them), and the rows of every layer are exact when
+    // `position` is reached. Logits of the replay itself are not. Only with the option `replay`.
     std::shared_ptr<const Snapshot> snapshot;
-    // Tokens shared with cached pages but behind the last usable snapshot: a snapshot at the page
-    // boundary before this position would have served this prompt.
+    std::int64_t replay_from = 0;  // == position with a snapshot
+    // Tokens, from the first one on, that cached pages share with the prompt; the last usable
+    // snapshot may lie before: one at this position would have served this prompt.
     std::int64_t shared_tokens = 0;
     bool from_disk = false;
   };
@@ -49,22 +56,35 @@ class PrefixCache {
   // what memory lacks; files that fail a check are set aside and not used.
   [[nodiscard]] Hit find(const std::string& domain, std::span<const TokenId> tokens);
 
-  // Remembers the full pages of `slot`, whose first tokens are `tokens`. Pages that are already
-  // known are shared with the slot instead (PagedKv::replace_page).
+  // Remembers the full pages of `slot`, whose first tokens are `tokens`, and freezes them: those
+  // tokens are settled. Pages that are already known are shared with the slot instead
+  // (PagedKv::replace_page).
   void insert(const std::string& domain, std::span<const TokenId> tokens, std::int64_t slot);
-  // As insert, for tokens[0, snapshot->position), and keeps the snapshot there: the slot's
-  // PagedKv::save_state at that position. The caller takes it when the slot passes the boundary and
-  // may hand it over later.
+  // As insert, for tokens[0, position), and keeps the slot's state there. `position` is a multiple
+  // of the page size and is where the slot stands now, or up to rollback_tokens before. What is
+  // pinned is not evicted, as long as all pins take at most half of the budgets; then the oldest
+  // pin is lost.
+  void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
+                       std::int64_t position, std::int64_t slot, bool pinned = false);
+  // The same with a state that was saved when the slot stood at its position.
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
                        std::int64_t slot, std::shared_ptr<const Snapshot> snapshot,
                        bool pinned = false);
 
   // Gives back at least `n_pages` pages that nobody but the cache uses, the longest unused leaves
-  // first, never those of a pinned prefix or of `keep`. Returns how many.
+  // first, never those of a pinned prefix or of `keep`. Returns how many; fewer when there are no
+  // more.
   std::int64_t evict(std::int64_t n_pages, const Hit* keep = nullptr);
 
   [[nodiscard]] std::int64_t n_pages() const;  // held by the cache, shared or not
   [[nodiscard]] std::size_t snapshot_bytes() const;
+  struct Statistics {
+    std::int64_t pages = 0, pinned_pages = 0, snapshots = 0;
+    std::size_t snapshot_bytes = 0;
+    std::uint64_t evicted_pages = 0, evicted_snapshots = 0;
+    std::uint64_t stale_rows = 0;  // found by verify_rows: an error of hadal's own
+  };
+  [[nodiscard]] Statistics statistics() const;
   // Writes out everything that is worth keeping (a shutdown); returns when it is durable.
   void flush();
 
