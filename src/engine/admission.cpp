@@ -180,17 +180,15 @@ bool EngineLoop::start(Choice& c) {
   const std::int64_t wanted = kv_.pages_for(total) + 1 - kv_.pages_for(hit.position);
   if (!free_pages(wanted, &hit)) return false;
   const std::int64_t slot = kv_.open();
-  if (hit.position > 0) {
-    kv_.adopt(slot, hit.pages);
-    kv_.restore_state(slot, hit.position, hit.snapshot->state);
-  }
+  if (hit.position > 0) kv_.adopt(slot, hit.pages);
+  if (hit.snapshot != nullptr) kv_.restore_state(slot, hit.position, hit.snapshot->state);
   HADAL_CHECK(kv_.reserve(slot, total));
   if (!g.admitted) {
-    g.stats.cached_tokens = hit.position;
-    g.stats.replayed_tokens = std::max<std::int64_t>(0, hit.shared_tokens - hit.position);
+    g.stats.cached_tokens = hit.replay_from;
+    g.stats.replayed_tokens = std::max<std::int64_t>(0, hit.shared_tokens - hit.replay_from);
     counters_.prefix_queries += static_cast<std::uint64_t>(g.stats.prompt_tokens);
-    counters_.prefix_hits += static_cast<std::uint64_t>(hit.position);
-    counters_.cached_tokens += static_cast<std::uint64_t>(hit.position);
+    counters_.prefix_hits += static_cast<std::uint64_t>(hit.replay_from);
+    counters_.cached_tokens += static_cast<std::uint64_t>(hit.replay_from);
     counters_.replayed_tokens += static_cast<std::uint64_t>(g.stats.replayed_tokens);
   }
   if (prefixes_) {
@@ -203,8 +201,8 @@ bool EngineLoop::start(Choice& c) {
         snapshot_boundaries(total, kv_.page_tokens(), options_.snapshot_interval, positions);
     std::erase_if(c.snapshot_positions, [&](std::int64_t p) { return p <= hit.position; });
   }
-  c.cached_to = hit.position;
-  admitted(slot, hit.position);
+  c.cached_to = c.exact_from = hit.position;
+  admitted(slot, hit.replay_from);
   return true;
 }
 
@@ -236,7 +234,8 @@ bool EngineLoop::make_room(Choice& c, std::int64_t end_position) {
 void EngineLoop::preempt(Choice& c) {
   counters_.preemptions += 1;
   c.generation->n_preemptions += 1;
-  if (options_.preemption == EngineOptions::Preemption::swap) {
+  // A replay is repeated: its pages are others' and final, which an image would not tell.
+  if (options_.preemption == EngineOptions::Preemption::swap && c.text.n_read >= c.exact_from) {
     c.swapped = swap_.save(kv_, c.text.slot, c.text.n_read);
   }
   std::unique_ptr<SwapImage> image = std::move(c.swapped);
@@ -277,6 +276,7 @@ void EngineLoop::keep_history(Choice& c, std::int64_t begin) {
   const std::int64_t n_read = c.text.n_read;
   const std::int64_t boundary = n_read / kv_.page_tokens() * kv_.page_tokens();
   if (boundary <= begin || n_read - boundary > kv_.rollback_tokens()) return;
+  if (boundary < c.exact_from) return;
   auto snapshot = std::make_shared<cache::Snapshot>();
   snapshot->position = boundary;
   snapshot->state = kv_.save_state(c.text.slot, boundary);
@@ -324,6 +324,7 @@ void EngineLoop::fork(Choice& first) {
     c.text.pending_streams = first.text.pending_streams;
     c.passed = first.passed;
     c.cached_to = first.cached_to;
+    c.exact_from = first.exact_from;
     c.state = Choice::State::running;
   }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cache/disk_store.h"
 #include "core/error.h"
 
 namespace hadal::engine {
@@ -19,7 +20,8 @@ double seconds_between(Generation::Clock::time_point begin, Generation::Clock::t
   return duration<double>(end - begin).count();
 }
 
-EngineOptions checked(EngineOptions options, const LoadedModel& loaded) {
+EngineOptions checked(EngineOptions options, const LoadedModel& loaded,
+                      const cache::DiskStore* disk) {
   if (options.numerics == Numerics::official) {
     const std::string obstacle = loaded.config.official_numerics_obstacle();
     if (!obstacle.empty()) throw Error(ErrorCode::unsupported, obstacle);
@@ -33,6 +35,11 @@ EngineOptions checked(EngineOptions options, const LoadedModel& loaded) {
   positive(options.max_running, "max_running");
   positive(options.max_step_tokens, "max_step_tokens");
   positive(options.max_long_prefills, "max_long_prefills");
+  positive(options.page_tokens, "page_tokens");
+  if (disk != nullptr) {
+    options.snapshot_interval = cache::snapshot_interval(disk->strategy(), options.page_tokens,
+                                                         options.snapshot_interval);
+  }
   return options;
 }
 
@@ -41,18 +48,22 @@ EngineOptions checked(EngineOptions options, const LoadedModel& loaded) {
 EngineLoop::EngineLoop(Runtime& runtime, const LoadedModel& loaded, const EngineOptions& options,
                        TokenLog* log, cache::DiskStore* disk)
     : loaded_(loaded),
-      options_(checked(options, loaded)),
+      options_(checked(options, loaded, disk)),
       log_(log),
       kv_(loaded.config,
           {.numerics = options_.numerics,
            .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0,
            .page_tokens = options_.page_tokens,
            .page_budget_bytes = options_.kv_bytes}),
-      prefixes_(
-          options_.prefix_cache
-              ? std::make_unique<cache::PrefixCache>(
-                    kv_, cache::PrefixCacheOptions{.snapshot_bytes = options_.snapshot_bytes}, disk)
-              : nullptr),
+      prefixes_(options_.prefix_cache
+                    ? std::make_unique<cache::PrefixCache>(
+                          kv_,
+                          cache::PrefixCacheOptions{
+                              .snapshot_bytes = options_.snapshot_bytes,
+                              .replay = disk != nullptr &&
+                                        disk->strategy() == cache::WindowStrategy::zero},
+                          disk)
+                    : nullptr),
       swap_(FileSystem::real(), options_.swap_directory),
       runner_(runtime.context(options_.numerics), loaded, kv_, options_.draft_tokens > 0),
       context_limit_(loaded.config.max_position_embeddings) {
@@ -76,6 +87,9 @@ EngineLoop::~EngineLoop() {
   }
   wake_.notify_one();
   thread_.join();
+  // What runs goes on after a restart: its history is worth keeping as much as a finished one's.
+  for (Choice* choice : choices(Choice::State::running)) release(*choice);
+  if (prefixes_) prefixes_->flush();
 }
 
 void EngineLoop::post(Message message) {

@@ -36,6 +36,7 @@ struct Choice {
   std::unique_ptr<SwapImage> swapped;             // waiting: its history, if it was saved
   std::shared_ptr<const cache::Snapshot> passed;  // the newest page boundary
   std::vector<std::int64_t> snapshot_positions;   // page boundaries ahead, ascending
+  std::int64_t exact_from = 0;  // states before are of a replay whose window is not yet filled
   std::int64_t cached_to = 0;                     // what the prefix cache knows of this text
 
   [[nodiscard]] bool reading() const { return text.n_unread() > 1 || !has_drawn(); }

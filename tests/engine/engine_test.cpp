@@ -3,7 +3,9 @@
 
 #include <gmock/gmock.h>
 
+#include "cache/disk_store.h"
 #include "engine/engine_fixture.h"
+#include "support/failing_file_system.h"
 
 namespace hadal::engine {
 namespace {
@@ -301,6 +303,39 @@ TEST(Engine, SharedPrefixesAreReadOnce) {
   engine.submit(stranger);
   sink_of(stranger)->wait();
   EXPECT_EQ(sink_of(stranger)->stats().cached_tokens, 0);
+}
+
+// Each strategy for window rows, across a restart: the same answer, and what it costs in tokens.
+TEST(Engine, ARestartedEngineContinuesFromDisk) {
+  const std::vector<TokenId> shared = prompt(700, 31);
+  std::vector<TokenId> longer = shared;
+  const std::vector<TokenId> more = prompt(40, 32);
+  longer.insert(longer.end(), more.begin(), more.end());
+  const EngineOptions options{.draft_tokens = 0};
+  const cache::KvLayout layout(tiny().config, options.numerics, options.page_tokens, 0);
+  for (const auto strategy : {cache::WindowStrategy::full, cache::WindowStrategy::periodic,
+                              cache::WindowStrategy::zero}) {
+    const test::ScratchDirectory scratch(cache::to_string(strategy));
+    const cache::DiskStoreOptions disk_options{
+        .fingerprint = "tiny", .strategy = strategy, .min_free_bytes = 0};
+    {
+      cache::DiskStore disk(FileSystem::real(), scratch.path(), layout, disk_options);
+      Engine engine(runtime(), tiny(), options, nullptr, &disk);
+      Request first = make_request("first", shared, 5);
+      engine.submit(first);
+      sink_of(first)->wait();
+    }
+    cache::DiskStore disk(FileSystem::real(), scratch.path(), layout, disk_options);
+    Engine engine(runtime(), tiny(), options, nullptr, &disk);
+    Request next = make_request("next", longer, 20);
+    engine.submit(next);
+    sink_of(next)->wait();
+    EXPECT_EQ(sink_of(next)->answer(), alone(next)) << cache::to_string(strategy);
+    // Six layers of 48 tokens each are run again without stored windows.
+    EXPECT_EQ(sink_of(next)->stats().cached_tokens,
+              strategy == cache::WindowStrategy::zero ? 256 : 640)
+        << cache::to_string(strategy);
+  }
 }
 
 // The goal for agents: what a turn reads again is less than a page, besides what is new.
