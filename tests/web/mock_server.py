@@ -59,7 +59,10 @@ class Stream:
 
     def add(self, kind, data, tokens):
         with self.changed:
-            self.items.append({"kind": kind, "data": data, "tokens": tokens, "spent": False})
+            # As the server counts: "12", then "12.1" for what comes behind it without a new token.
+            last = self.items[-1]["position"] if self.items else (-1, 0)
+            position = (tokens, last[1] + 1 if last[0] == tokens else 0)
+            self.items.append({"kind": kind, "data": data, "position": position, "spent": False})
             self.changed.notify_all()
 
     def chunk(self, **members):
@@ -223,7 +226,7 @@ def handler(server):
                 script = server.answers.popleft() if server.answers else answer(
                     "You said: " + str(body["messages"][-1]["content"]))
                 server.streams[name] = Stream(name, script)
-            self.follow(server.streams[name], 0, body.get("seed", 18446744073709551557))
+            self.follow(server.streams[name], (-1, 0), body.get("seed", 18446744073709551557))
 
         def stream(self, method, name):
             stream = server.streams.get(name)
@@ -234,7 +237,8 @@ def handler(server):
                 self.reply(200, {"id": name, "deleted": True})
             else:
                 last = self.headers.get("Last-Event-ID", "")
-                self.follow(stream, int(last.rsplit(":", 1)[1]) if last else -1)
+                self.follow(stream, tuple(int(n) for n in (last.rsplit(":", 1)[1] + ".0").split(".")[:2])
+                            if last else (-1, 0))
 
         def follow(self, stream, after, seed=None):
             self.send_response(200)
@@ -258,8 +262,9 @@ def handler(server):
                     break
                 if item["kind"] == "keep-alive":
                     self.piece(b": keep-alive\n\n")
-                elif first or item["tokens"] > after or item["data"] == "[DONE]":
-                    event = f"id: {stream.name}:{item['tokens']}\ndata: {item['data']}\n\n"
+                elif first or item["position"] > after:
+                    position = "{}.{}".format(*item["position"]).removesuffix(".0")
+                    event = f"id: {stream.name}:{position}\ndata: {item['data']}\n\n"
                     data = (event if server.resumable else event.split("\n", 1)[1]).encode()
                     size = server.split or len(data)
                     for i in range(0, len(data), size):

@@ -259,6 +259,16 @@ def test_a_restarted_server_is_waited_for(chat, server):
     expect(last_answer(chat).locator(".answer")).to_have_text("before after")
 
 
+def test_a_server_that_cannot_keep_streams(chat, server):
+    server.failures.append((503, {"message": "the journal cannot be written; ask again without "
+                                             "stream_id and resumable"}, []))
+    send(chat, "x")
+    done(chat)
+    expect(last_answer(chat)).to_contain_text("You said: x")
+    first, second = (p["body"] for p in server.posts())
+    assert first["resumable"] and not {"resumable", "stream_id"} & set(second)
+
+
 def test_a_lost_stream_keeps_what_came(chat, server):
     server.resumable = False
     seen = threading.Event()

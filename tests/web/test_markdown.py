@@ -2,6 +2,20 @@
 
 import pytest
 
+from mock_server import MockServer
+
+
+@pytest.fixture(scope="module")
+def chat(browser):
+    """One page for all: nothing here changes it."""
+    server = MockServer()
+    page = browser.new_page()
+    page.goto(server.url)
+    yield page
+    page.close()
+    server.stop()
+
+
 CASES = [
     ("one\ntwo", "<p>one<br>two</p>"),
     ("one\n\ntwo", "<p>one</p><p>two</p>"),

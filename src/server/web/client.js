@@ -119,13 +119,14 @@ const startAgain = (error) => error.status === 502 || error.status === 503 || er
 
 // Runs one chat completion to its end: posts `body` (JSON text that names its stream `streamId`),
 // or without a body reads that stream from its beginning. A connection that breaks is taken up
-// again where it stood.
+// again where it stood. A server that cannot keep streams at the moment (its journal's disk is
+// full) is asked with `plainBody`, which does not want it.
 //   onOpen({streamId, seed, fromStart})  the server has accepted; again after every re-attachment.
 //                                fromStart: what comes next is the answer's first chunk
 //   onChunk(chunk, tokens)       one chunk; tokens: how many the server has drawn, or null
 //   onTrouble(message)           the connection broke and is being re-made
 // Throws ApiError, or the signal's reason.
-export async function streamChat({ body, streamId, signal, onOpen, onChunk, onTrouble }) {
+export async function streamChat({ body, plainBody, streamId, signal, onOpen, onChunk, onTrouble }) {
   let lastId = "";
   let accepted = body === undefined;
   let brokenSince = null;
@@ -158,14 +159,20 @@ export async function streamChat({ body, streamId, signal, onOpen, onChunk, onTr
           throw new ApiError("The server sent something that is not JSON.", { kind: "bad" });
         }
         if (chunk.error) throw fromBody(chunk.error, chunk.error.status ?? 500, null);
-        const position = Number(lastId.slice(lastId.lastIndexOf(":") + 1));
-        onChunk(chunk, lastId !== "" && Number.isFinite(position) ? position : null);
+        // "NAME:12", or "NAME:12.3" within what one token caused.
+        const position = parseInt(lastId.slice(lastId.lastIndexOf(":") + 1), 10);
+        onChunk(chunk, Number.isNaN(position) ? null : position);
       }
       throw unreachable(); // the end came without [DONE]
     } catch (caught) {
       if (signal.aborted) throw signal.reason;
       const error = caught instanceof BrokenStream ? unreachable() : caught;
       if (!(error instanceof ApiError)) throw error;
+      if (!accepted && error.status === 503 && plainBody !== undefined) {
+        body = plainBody;
+        plainBody = undefined;
+        continue;
+      }
       if (!accepted) throw error;
       if (error.status === 404) {
         throw new ApiError("The connection broke and the server no longer knows this answer. "

@@ -66,10 +66,11 @@ export class Job {
   start() {
     const streamId = newStreamId();
     const body = requestBody(this.conversation, streamId);
+    const plainBody = requestBody(this.conversation);
     this.message.pending = streamId;
     this.conversation.messages.push(this.message);
     this.#store.save(this.conversation);
-    return this.#run({ body, streamId });
+    return this.#run({ body, plainBody, streamId });
   }
 
   // Reads an answer that was being generated when the page was left.
@@ -92,12 +93,12 @@ export class Job {
     this.message.finish_reason = "cancelled";
   }
 
-  async #run({ body, streamId }) {
+  async #run({ body, plainBody, streamId }) {
     let error = null;
     let opened = false;
     try {
       await streamChat({
-        body, streamId, signal: this.#abort.signal,
+        body, plainBody, streamId, signal: this.#abort.signal,
         onOpen: ({ streamId: id, seed, fromStart }) => {
           if (opened) this.#whole = false;
           opened = true;

@@ -79,7 +79,8 @@ function messagesOf(conversation) {
   return out;
 }
 
-// The JSON text of the request that continues a conversation.
+// The JSON text of the request that continues a conversation; without a stream's name, one that
+// ends with its connection.
 export function requestBody(conversation, streamId) {
   const settings = conversation.settings;
   const body = {
@@ -87,10 +88,9 @@ export function requestBody(conversation, streamId) {
     messages: messagesOf(conversation),
     stream: true,
     stream_options: { include_usage: true },
-    stream_id: streamId,
-    resumable: true,
     thinking: { type: settings.thinking === "off" ? "disabled" : "enabled" },
   };
+  if (streamId !== undefined) Object.assign(body, { stream_id: streamId, resumable: true });
   if (settings.thinking !== "off" && settings.effort !== "") body.reasoning_effort = settings.effort;
   for (const name of kNumbers) {
     const text = settings[name].trim().replace(",", ".");
