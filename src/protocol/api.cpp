@@ -98,12 +98,11 @@ Json parse_body(std::string_view body) {
   try {
     return Json::parse(body);
   } catch (const Error& e) {
-    std::string why = e.what();
-    if (why.size() > kMaxParseMessage) {
-      why.resize(kMaxParseMessage);
-      why.resize(io::find_invalid_utf8(why).value_or(kMaxParseMessage));
-      why += "...";
-    }
+    // The parser quotes what it read last, and stops inside a character.
+    io::Utf8Stream utf8;
+    const std::string_view what = e.what();
+    std::string why = utf8.feed(what.substr(0, kMaxParseMessage));
+    why += what.size() > kMaxParseMessage ? "..." : utf8.finish();
     refuse_body(why);
   }
 }

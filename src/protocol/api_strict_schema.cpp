@@ -54,7 +54,7 @@ class StrictSchema {
     const Json* type = schema.find("type");
     if (type == nullptr) return false;
     const std::string type_path = path + ".type";
-    Json::Array one = {*type};
+    const Json::Array one = {*type};
     const auto* several = type->as<Json::Array>();
     const Json::Array& types = several != nullptr ? *several : one;
     if (types.empty()) refuse_field(type_path, "is empty");

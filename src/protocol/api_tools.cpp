@@ -131,6 +131,7 @@ void read_tool_choice(ApiRequest& request, const Json* choice, const std::string
     refuse_field(list_path, "is empty; tool_choice \"none\" is how to allow no tool");
   }
   std::vector<std::string> names;
+  names.reserve(list.size());
   for (std::size_t i = 0; i < list.size(); ++i) {
     names.push_back(chosen_name(list[i], fmt::format("{}[{}]", list_path, i)));
   }

@@ -131,7 +131,7 @@ class ChatWriter final : public ResponseWriter {
     return out;
   }
 
-  std::string body() const override {
+  [[nodiscard]] std::string body() const override {
     if (error_) return error_body(Api::chat_completions, *error_, {});
     JsonWriter choices;
     for (std::size_t i = 0; i < choices_.size(); ++i) {

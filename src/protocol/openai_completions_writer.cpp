@@ -15,7 +15,7 @@ std::int64_t count_characters(std::string_view bytes) {
   return n;
 }
 
-void append_item(std::string& list, std::string item) {
+void append_item(std::string& list, std::string_view item) {
   if (!list.empty()) list += ',';
   list += item;
 }
@@ -95,7 +95,7 @@ class CompletionsWriter final : public ResponseWriter {
     return out;
   }
 
-  std::string body() const override {
+  [[nodiscard]] std::string body() const override {
     if (error_) return error_body(Api::completions, *error_, {});
     JsonWriter choices;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
@@ -126,7 +126,7 @@ class CompletionsWriter final : public ResponseWriter {
     if (token.top.empty() || n_top_ == 0) return out.null().take();
     std::set<std::string> seen;
     out.begin_object();
-    const auto put = [&](std::string key, double logprob) {
+    const auto put = [&](const std::string& key, double logprob) {
       if (!seen.insert(key).second) return;
       out.key(key);
       write_logprob(out, logprob);

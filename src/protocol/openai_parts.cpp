@@ -41,7 +41,7 @@ void write_usage(JsonWriter& out, const Usage& usage) {
 
 std::string token_text(std::string_view bytes) {
   io::Utf8Stream utf8;
-  std::string text = utf8.feed(bytes);
+  const std::string text = utf8.feed(bytes);
   return text + utf8.finish();
 }
 

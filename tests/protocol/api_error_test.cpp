@@ -29,6 +29,7 @@ TEST(ApiBody, IsJsonOrSaysWhereItIsNot) {
   EXPECT_THAT(body_refusal(std::string("{\"a\": \"\0\"}", 10)), HasSubstr("NUL"));
   EXPECT_THAT(body_refusal(R"({"a": "\ud800"})"), HasSubstr("not valid JSON"));
   EXPECT_THAT(body_refusal("{\"a\": NaN}"), HasSubstr("not valid JSON"));
+  EXPECT_THAT(body_refusal("é"), HasSubstr("last read: '\uFFFD'"));  // all of it that was read
   EXPECT_EQ(body_refusal("{\"a\": \"\xC3\x28\"}"),
             "400 - | the request body: is not valid UTF-8 from byte 7 on");
   EXPECT_EQ(body_refusal("{\"a\": \"\xE4\xB8"),
