@@ -142,9 +142,10 @@ void LogThread::submit(Work work) {
 }
 
 void LogThread::submit_and_wait(decltype(Work::task) task) {
-  std::promise<void> done;
-  submit({.task = std::move(task), .done = [&done] { done.set_value(); }});
-  done.get_future().wait();
+  // Shared: who waits may be gone before set_value() has returned.
+  const auto done = std::make_shared<std::promise<void>>();
+  submit({.task = std::move(task), .done = [done] { done->set_value(); }});
+  done->get_future().wait();
 }
 
 std::string LogThread::failure() const {

@@ -151,10 +151,10 @@ TEST_F(WriterTest, PolicyNoneNeverSyncsAndIntervalDoesByItself) {
   for (const auto kind : {SyncPolicy::Kind::none, SyncPolicy::Kind::interval}) {
     auto writer = start(options(kind));
     const LocalId local = *writer->open(request(kind == SyncPolicy::Kind::none ? "a" : "b"));
-    std::promise<void> shown;
+    const auto shown = std::make_shared<std::promise<void>>();
     const auto before = fs.n_syncs();
-    writer->commit({token(local, 0)}, {}, [&] { shown.set_value(); });
-    shown.get_future().wait();
+    writer->commit({token(local, 0)}, {}, [shown] { shown->set_value(); });
+    shown->get_future().wait();
     if (kind == SyncPolicy::Kind::none) {
       std::this_thread::sleep_for(std::chrono::milliseconds(30));
       EXPECT_EQ(fs.n_syncs(), before);
@@ -298,9 +298,9 @@ TEST_F(WriterTest, AFailedSyncFailsTheLogForGood) {
   const LocalId local = *writer->open(request("s"));
   ASSERT_TRUE(writer->flush());
   fs.fail_syncs(true);
-  std::promise<void> shown;
-  writer->commit({token(local, 0)}, {}, [&] { shown.set_value(); });
-  shown.get_future().wait();  // in any case
+  const auto shown = std::make_shared<std::promise<void>>();
+  writer->commit({token(local, 0)}, {}, [shown] { shown->set_value(); });
+  shown->get_future().wait();  // in any case
   EXPECT_THAT(writer->failure(), HasSubstr("cannot sync"));
   fs.fail_syncs(false);
   EXPECT_FALSE(writer->flush());  // what a failed sync dropped, no later one brings back
