@@ -328,23 +328,34 @@ class PrefixCache::Impl {
         disk_->strategy() == WindowStrategy::zero || disk_->has_snapshot(node.key)) {
       return;
     }
+    disk_->touch(keys_of(path_to(node)));
     disk_->write_snapshot(node.key, node.tokens, node.snapshot, when_full);
+  }
+
+  [[nodiscard]] static std::vector<Node*> path_to(Node& last) {
+    std::vector<Node*> path;
+    for (Node* n = &last; n != nullptr; n = n->parent) path.push_back(n);
+    std::ranges::reverse(path);
+    return path;
+  }
+  [[nodiscard]] static std::vector<ChainKey> keys_of(std::span<Node* const> path) {
+    std::vector<ChainKey> keys;
+    for (const Node* n : path) keys.push_back(n->key);
+    return keys;
   }
 
   // Writes the pages up to this one that no file has, in runs. False when one was refused: then
   // what comes behind it would be of no use.
   bool store_pages(Node& last, DiskStore::WhenFull when_full) {
-    std::vector<Node*> path;
-    for (Node* n = &last; n != nullptr; n = n->parent) path.push_back(n);
-    std::ranges::reverse(path);
-    std::vector<ChainKey> keys;
-    for (const Node* n : path) keys.push_back(n->key);
-    disk_->touch(keys);
+    const std::vector<Node*> path = path_to(last);
+    const std::vector<ChainKey> keys = keys_of(path);
     std::vector<TokenId> tokens;
     std::vector<PageRef> pages;
     std::size_t first = 0;
     const auto write_run = [&] {
       if (pages.empty()) return true;
+      // What is before the new file must not be evicted for it.
+      disk_->touch(std::span(keys).first(first));
       const Node* parent = path[first]->parent;
       const bool accepted = disk_->write_pages(
           parent != nullptr ? parent->key : ChainKey{}, static_cast<std::int64_t>(first) * page_,

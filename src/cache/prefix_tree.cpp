@@ -155,6 +155,7 @@ std::vector<PrefixTree::Node*> PrefixTree::ends() const {
   for (const auto& [key, node] : nodes_) {
     if (node->n_children == 0 || node->snapshot != nullptr) ends.push_back(node.get());
   }
+  std::ranges::sort(ends, {}, [](const Node* node) { return std::pair(node->used, node->depth); });
   return ends;
 }
 

@@ -64,7 +64,7 @@ class PrefixTree {
   [[nodiscard]] std::int64_t n_pinned_pages() const { return n_pinned_pages_; }
   [[nodiscard]] std::size_t snapshot_bytes() const { return snapshot_bytes_; }
   [[nodiscard]] std::int64_t n_snapshots() const { return n_snapshots_; }
-  // In no order. For those that end a chain or hold a snapshot.
+  // Those that end a chain or hold a snapshot, the longest unused first.
   [[nodiscard]] std::vector<Node*> ends() const;
 
  private:

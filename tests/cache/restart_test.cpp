@@ -4,6 +4,9 @@
 #include <map>
 #include <random>
 
+#include "cache/disk_store.h"
+#include "cache/prefix_cache.h"
+#include "support/fault_file_system.h"
 #include "support/model_fixture.h"
 
 namespace hadal::test {
@@ -24,11 +27,7 @@ const LoadedModel& loaded(const char* directory) {
 class RestartTest : public testing::TestWithParam<Case> {
  protected:
   RestartTest() : model_(loaded(GetParam().directory)), t_(GetParam().numerics) {
-    std::mt19937 rng(17);
-    ids_.resize(200);
-    for (TokenId& id : ids_) {
-      id = static_cast<TokenId>(rng() % static_cast<std::uint32_t>(model_.config.vocab_size));
-    }
+    make_ids(200, 17);
   }
 
   [[nodiscard]] std::unique_ptr<cache::PagedKv> make_kv(std::int64_t rollback = 0) const {
@@ -60,6 +59,14 @@ class RestartTest : public testing::TestWithParam<Case> {
       out.insert(out.end(), more.begin(), more.end());
     }
     return out;
+  }
+
+  void make_ids(std::int64_t n, std::uint32_t seed) {
+    std::mt19937 rng(seed);
+    ids_.resize(static_cast<std::size_t>(n));
+    for (TokenId& id : ids_) {
+      id = static_cast<TokenId>(rng() % static_cast<std::uint32_t>(model_.config.vocab_size));
+    }
   }
 
   const LoadedModel& model_;
@@ -138,12 +145,8 @@ TEST_P(RestartTest, AReplayOfWindowTimesLayersIsExact) {
   auto kv = make_kv();
   const std::int64_t page = kv->page_tokens();
   const std::int64_t replay = kv->sliding_window() * kv->n_layers();
-  std::mt19937 rng(5);
   const std::int64_t q = (replay + 2 * page) / page * page, end = q + 40;
-  ids_.resize(static_cast<std::size_t>(end + 1));
-  for (TokenId& id : ids_) {
-    id = static_cast<TokenId>(rng() % static_cast<std::uint32_t>(model_.config.vocab_size));
-  }
+  make_ids(end + 1, 5);
   const std::int64_t slot = kv->open();
   for (std::int64_t p = 0; p < q; p += page) (void)run(*kv, slot, p, p + page);
   const std::vector<std::byte> want_state = kv->save_state(slot, q);
@@ -162,6 +165,65 @@ TEST_P(RestartTest, AReplayOfWindowTimesLayersIsExact) {
   kv->adopt(hasty, kv->pages(slot).first(static_cast<std::size_t>(q / page)));
   (void)run(*kv, hasty, q - page, q);
   EXPECT_FALSE(kv->save_state(hasty, q) == want_state);
+}
+
+// Whatever is stored of windows, a prompt that another process has read continues as if this one
+// had.
+TEST_P(RestartTest, EveryStrategyOnDiskGivesTheSameLogits) {
+  const cache::KvLayout layout(model_.config, GetParam().numerics, 32, 0);
+  const std::int64_t page = layout.page_tokens;
+  const std::int64_t replay = layout.window_rows * static_cast<std::int64_t>(layout.layers.size());
+  const std::int64_t n = (replay + 4 * page) / page * page + 9;
+  make_ids(n + 1, 23);
+  const std::span<const TokenId> prompt = std::span(ids_).first(static_cast<std::size_t>(n));
+  std::vector<float> want;
+  {
+    auto kv = make_kv();
+    const std::int64_t slot = kv->open();
+    (void)run(*kv, slot, 0, n - 9);
+    want = run(*kv, slot, n - 9, n);
+  }
+  for (const auto strategy : {cache::WindowStrategy::full, cache::WindowStrategy::periodic,
+                              cache::WindowStrategy::zero}) {
+    SCOPED_TRACE(to_string(strategy));
+    FaultFileSystem fs;
+    const cache::DiskStoreOptions options{
+        .fingerprint = GetParam().directory, .strategy = strategy, .min_free_bytes = 0};
+    const std::int64_t interval = cache::snapshot_interval(strategy, page, 3 * page);
+    {
+      auto kv = make_kv();
+      cache::DiskStore disk(fs, "/kv", layout, options);
+      cache::PrefixCache prefixes(*kv, {.verify_rows = true}, &disk);
+      const std::int64_t slot = kv->open();
+      for (std::int64_t p = 0; p + page <= n; p += page) {
+        (void)run(*kv, slot, p, p + page);
+        if (interval > 0 && (p + page) % interval == 0) {
+          prefixes.insert_snapshot("", prompt, p + page, slot);
+        }
+      }
+      prefixes.insert("", prompt, slot);
+      prefixes.flush();
+    }
+    fs.power_loss();
+    auto kv = make_kv(/*rollback=*/2);
+    cache::DiskStore disk(fs, "/kv", layout, options);
+    cache::PrefixCache prefixes(
+        *kv, {.replay = strategy == cache::WindowStrategy::zero, .verify_rows = true}, &disk);
+    const cache::PrefixCache::Hit hit = prefixes.find("", prompt);
+    const std::int64_t end = n / page * page;
+    EXPECT_EQ(hit.position,
+              strategy == cache::WindowStrategy::periodic ? end / interval * interval : end);
+    EXPECT_EQ(hit.snapshot == nullptr, strategy == cache::WindowStrategy::zero);
+    const std::int64_t slot = kv->open();
+    kv->adopt(slot, hit.pages);
+    if (hit.snapshot != nullptr) kv->restore_state(slot, hit.position, hit.snapshot->state);
+    for (std::int64_t p = hit.replay_from; p < end; p += page) (void)run(*kv, slot, p, p + page);
+    EXPECT_EQ(run(*kv, slot, n - 9, n), want);
+    // What is kept of it later is as good as the first time.
+    prefixes.insert_snapshot("", prompt, end, slot);
+    EXPECT_EQ(prefixes.statistics().stale_rows, 0U);
+    EXPECT_EQ(prefixes.find("", prompt).position, end);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
