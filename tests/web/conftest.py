@@ -18,8 +18,11 @@ except ImportError:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium",
-                     help="the browser to test with")
+    parser.addoption(
+        "--chromium",
+        default=shutil.which("chromium") or "/usr/bin/chromium",
+        help="the browser to test with",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +32,7 @@ def browser(request):
     path = Path(request.config.getoption("--chromium"))
     if not path.exists():
         pytest.skip(f"no browser at {path}: apt-get install chromium, or give --chromium PATH")
+    expect.set_options(timeout=20_000)  # machines that test are busy ones
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
         yield browser
@@ -50,13 +54,26 @@ def context(browser, server):
 
     def watch(page):
         page.on("pageerror", lambda e: failures.append(f"uncaught: {e}"))
-        page.on("console", lambda m: failures.append(m.text)
-                if m.type == "error" and "Failed to load resource" not in m.text
-                and "net::ERR_" not in m.text else None)
+        page.on(
+            "console",
+            lambda m: (
+                failures.append(m.text)
+                if m.type == "error"
+                and "Failed to load resource" not in m.text
+                and "net::ERR_" not in m.text
+                else None
+            ),
+        )
 
     context.on("page", watch)
-    context.on("request", lambda r: None if r.url.startswith((server.url, "blob:", "data:"))
-               else failures.append(f"asked elsewhere: {r.url}"))
+    context.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith((server.url, "blob:", "data:"))
+            else failures.append(f"asked elsewhere: {r.url}")
+        ),
+    )
     yield context
     context.close()
     assert failures == []  # a policy violation is a console error too

@@ -9,31 +9,78 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 WEB = Path(__file__).resolve().parents[2] / "src" / "server" / "web"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css",
-         ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
 # No inline script or style, nothing from elsewhere: what the server sends too.
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-          "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
 
 # Steps of a script. An answer is a list of them.
-def reasoning(text): return ("delta", {"reasoning_content": text})
-def content(text): return ("delta", {"content": text})
+def reasoning(text):
+    return ("delta", {"reasoning_content": text})
+
+
+def content(text):
+    return ("delta", {"content": text})
+
+
 def call(index, call_id, name):
-    return ("delta", {"tool_calls": [{"index": index, "id": call_id, "type": "function",
-                                      "function": {"name": name, "arguments": ""}}]})
+    return (
+        "delta",
+        {
+            "tool_calls": [
+                {
+                    "index": index,
+                    "id": call_id,
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                }
+            ]
+        },
+    )
+
+
 def arguments(index, text):
     return ("delta", {"tool_calls": [{"index": index, "function": {"arguments": text}}]})
-def finish(reason="stop"): return ("finish", reason)
+
+
+def finish(reason="stop"):
+    return ("finish", reason)
+
+
 def usage(prompt, completion, cached=0, thought=0):
-    return ("usage", {"prompt_tokens": prompt, "completion_tokens": completion,
-                      "total_tokens": prompt + completion,
-                      "prompt_tokens_details": {"cached_tokens": cached},
-                      "completion_tokens_details": {"reasoning_tokens": thought}})
-def wait(event): return ("wait", event)  # goes on when the test sets the event
-def pause(seconds): return ("pause", seconds)
+    return (
+        "usage",
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": thought},
+        },
+    )
+
+
+def wait(event):
+    return ("wait", event)  # goes on when the test sets the event
+
+
+def pause(seconds):
+    return ("pause", seconds)
+
+
 DROP = ("drop", None)  # the connection that gets here is cut; the generation goes on
 DONE = ("done", None)
 KEEP_ALIVE = ("keep-alive", None)
+
+
 def error(message, code=None):
     return ("error", {"message": message, "type": "server_error", "param": None, "code": code})
 
@@ -45,8 +92,12 @@ def words(text):
 
 
 def answer(text, **counts):
-    return [*words(text), finish(), usage(counts.get("prompt", 10), counts.get("completion", 5)),
-            DONE]
+    return [
+        *words(text),
+        finish(),
+        usage(counts.get("prompt", 10), counts.get("completion", 5)),
+        DONE,
+    ]
 
 
 class Stream:
@@ -66,13 +117,21 @@ class Stream:
             self.changed.notify_all()
 
     def chunk(self, **members):
-        return json.dumps({"id": f"chatcmpl-{self.name}", "object": "chat.completion.chunk",
-                           "created": 1790000000, "model": "mock", **members},
-                          ensure_ascii=False)
+        return json.dumps(
+            {
+                "id": f"chatcmpl-{self.name}",
+                "object": "chat.completion.chunk",
+                "created": 1790000000,
+                "model": "mock",
+                **members,
+            },
+            ensure_ascii=False,
+        )
 
     def choice(self, delta, reason=None):
-        return self.chunk(choices=[{"index": 0, "delta": delta, "logprobs": None,
-                                    "finish_reason": reason}])
+        return self.chunk(
+            choices=[{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
+        )
 
     def run(self, script):
         tokens = 0
@@ -118,8 +177,10 @@ class MockServer:
         self.key = None
         self.resumable = True
         self.split = 0  # bytes a piece; 0: an event a piece
-        self.models = [{"id": "mock", "object": "model", "context_length": 65536},
-                       {"id": "mock-large", "object": "model", "context_length": 1048576}]
+        self.models = [
+            {"id": "mock", "object": "model", "context_length": 65536},
+            {"id": "mock-large", "object": "model", "context_length": 1048576},
+        ]
         self.status = lambda: (503, {"state": "loading"})
         self.port = 0
         self.httpd = None
@@ -167,8 +228,19 @@ def handler(server):
             self.close_connection = True
 
         def api_error(self, status, message, headers=(), **extra):
-            self.reply(status, {"error": {"message": message, "type": "invalid_request_error",
-                                          "param": None, "code": None, **extra}}, headers=headers)
+            self.reply(
+                status,
+                {
+                    "error": {
+                        "message": message,
+                        "type": "invalid_request_error",
+                        "param": None,
+                        "code": None,
+                        **extra,
+                    }
+                },
+                headers=headers,
+            )
 
         def handle_one_request(self):
             try:
@@ -192,9 +264,15 @@ def handler(server):
                 return
             text = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             if path != "/status.json":
-                server.requests.append({"method": method, "path": path, "text": text,
-                                        "headers": dict(self.headers),
-                                        "body": json.loads(text) if text else None})
+                server.requests.append(
+                    {
+                        "method": method,
+                        "path": path,
+                        "text": text,
+                        "headers": dict(self.headers),
+                        "body": json.loads(text) if text else None,
+                    }
+                )
             if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
                 self.api_error(401, "wrong key", code="invalid_api_key")
             elif path == "/status.json":
@@ -223,8 +301,11 @@ def handler(server):
             name = body.get("stream_id") if server.resumable else None
             name = name or f"s{len(server.streams)}"
             if name not in server.streams:
-                script = server.answers.popleft() if server.answers else answer(
-                    "You said: " + str(body["messages"][-1]["content"]))
+                script = (
+                    server.answers.popleft()
+                    if server.answers
+                    else answer("You said: " + str(body["messages"][-1]["content"]))
+                )
                 server.streams[name] = Stream(name, script)
             self.follow(server.streams[name], (-1, 0), body.get("seed", 18446744073709551557))
 
@@ -237,8 +318,14 @@ def handler(server):
                 self.reply(200, {"id": name, "deleted": True})
             else:
                 last = self.headers.get("Last-Event-ID", "")
-                self.follow(stream, tuple(int(n) for n in (last.rsplit(":", 1)[1] + ".0").split(".")[:2])
-                            if last else (-1, 0))
+                self.follow(
+                    stream,
+                    (
+                        tuple(int(n) for n in (last.rsplit(":", 1)[1] + ".0").split(".")[:2])
+                        if last
+                        else (-1, 0)
+                    ),
+                )
 
         def follow(self, stream, after, seed=None):
             self.send_response(200)
@@ -268,7 +355,7 @@ def handler(server):
                     data = (event if server.resumable else event.split("\n", 1)[1]).encode()
                     size = server.split or len(data)
                     for i in range(0, len(data), size):
-                        self.piece(data[i:i + size])
+                        self.piece(data[i : i + size])
             else:
                 self.wfile.write(b"0\r\n\r\n")
             self.close_connection = True

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-from mock_server import (DONE, MockServer, arguments, call, content, finish, reasoning,
-                         usage)
+from mock_server import DONE, MockServer, arguments, call, content, finish, reasoning, usage
 from test_status import STATUS, request
 
-ANSWER = """A **prefix cache** keeps the keys and values of prompts that were already read, so that the \
-next request which begins alike skips them.
+ANSWER = """A **prefix cache** keeps the keys and values of prompts that were already \
+read, so that the next request which begins alike skips them.
 
 ### How a hit is found
 
@@ -68,17 +67,35 @@ def send(page, text):
 
 
 def fill_chat(page, server):
-    server.answers.append([reasoning("The user asks about prefix caches. I should explain the idea "
-                                     "first, then the lookup, then show numbers."),
-                           content(ANSWER), finish(), usage(1412, 386, 1280, 41), DONE])
+    server.answers.append(
+        [
+            reasoning(
+                "The user asks about prefix caches. I should explain the idea "
+                "first, then the lookup, then show numbers."
+            ),
+            content(ANSWER),
+            finish(),
+            usage(1412, 386, 1280, 41),
+            DONE,
+        ]
+    )
     send(page, "How does a prefix cache make agent loops faster?")
 
 
 def tool_chat(page, server):
-    server.answers.append([reasoning("I need the weather."), content("I will look at both places."),
-                           call(0, "a", "get_weather"), arguments(0, '{"place": "Kiel, Germany"}'),
-                           call(1, "b", "get_weather"), arguments(1, '{"place": "Bergen, Norway"}'),
-                           finish("tool_calls"), usage(420, 61, 256, 5), DONE])
+    server.answers.append(
+        [
+            reasoning("I need the weather."),
+            content("I will look at both places."),
+            call(0, "a", "get_weather"),
+            arguments(0, '{"place": "Kiel, Germany"}'),
+            call(1, "b", "get_weather"),
+            arguments(1, '{"place": "Bergen, Norway"}'),
+            finish("tool_calls"),
+            usage(420, 61, 256, 5),
+            DONE,
+        ]
+    )
     send(page, "Is it warmer in Kiel or in Bergen?")
 
 
@@ -104,14 +121,32 @@ def status():
         cache["prefix_hit_tokens_total"] += int(320 * k + 300 * math.sin(k / 6))
         now["journal"]["lag_tokens"] = round(8 + 7 * math.sin(k / 3))
         now["requests"] = [
-            request(), request(stream="web-41f0c2a9d7e84b55", user_id="agent-7", readers=1),
-            request(stream="Zk3mQ8", state="prefilling", prompt_tokens=16384, prefill_done=9216,
-                    generated_tokens=0, tokens_per_second=0, api="messages"),
-            request(stream="r5TyB1", state="waiting", prefill_done=0, generated_tokens=0,
-                    tokens_per_second=0, cached_tokens=0, key="team-b", api="responses"),
-            request(stream="9s2LwE", state="detached", readers=0, recovered=True)]
+            request(),
+            request(stream="web-41f0c2a9d7e84b55", user_id="agent-7", readers=1),
+            request(
+                stream="Zk3mQ8",
+                state="prefilling",
+                prompt_tokens=16384,
+                prefill_done=9216,
+                generated_tokens=0,
+                tokens_per_second=0,
+                api="messages",
+            ),
+            request(
+                stream="r5TyB1",
+                state="waiting",
+                prefill_done=0,
+                generated_tokens=0,
+                tokens_per_second=0,
+                cached_tokens=0,
+                key="team-b",
+                api="responses",
+            ),
+            request(stream="9s2LwE", state="detached", readers=0, recovered=True),
+        ]
         k += 1
         return 200, now
+
     return reply
 
 
@@ -119,12 +154,20 @@ def main(out):
     out.mkdir(parents=True, exist_ok=True)
     server = MockServer()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium",
-                                             args=["--no-sandbox"])
-        for name, size, scheme in [("light", (1280, 860), "light"), ("dark", (1280, 860), "dark"),
-                                   ("phone", (390, 800), "light"), ("phone-dark", (390, 800), "dark")]:
-            context = browser.new_context(viewport={"width": size[0], "height": size[1]},
-                                          color_scheme=scheme, device_scale_factor=1.5)
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+        )
+        for name, size, scheme in [
+            ("light", (1280, 860), "light"),
+            ("dark", (1280, 860), "dark"),
+            ("phone", (390, 800), "light"),
+            ("phone-dark", (390, 800), "dark"),
+        ]:
+            context = browser.new_context(
+                viewport={"width": size[0], "height": size[1]},
+                color_scheme=scheme,
+                device_scale_factor=1.5,
+            )
             page = context.new_page()
             page.goto(server.url)
             expect(page.locator("#model")).not_to_have_value("")
@@ -142,8 +185,9 @@ def main(out):
                 page.keyboard.press("Escape")
             tool_chat(page, server)
             page.screenshot(path=out / f"tools-{name}.png")
-            server.failures.append((429, {"message": "256 requests are waiting"},
-                                    [("Retry-After", "7")]))
+            server.failures.append(
+                (429, {"message": "256 requests are waiting"}, [("Retry-After", "7")])
+            )
             page.keyboard.press("Control+k")
             page.get_by_label("Message", exact=True).fill("hello")
             page.keyboard.press("Enter")

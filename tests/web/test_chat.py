@@ -6,8 +6,21 @@ import threading
 import pytest
 from playwright.sync_api import expect
 
-from mock_server import (DONE, DROP, KEEP_ALIVE, answer, arguments, call, content, error, finish,
-                         reasoning, usage, wait, words)
+from mock_server import (
+    DONE,
+    DROP,
+    KEEP_ALIVE,
+    answer,
+    arguments,
+    call,
+    content,
+    error,
+    finish,
+    reasoning,
+    usage,
+    wait,
+    words,
+)
 
 
 def send(page, text):
@@ -28,9 +41,18 @@ def messages(request):
 
 
 def test_streams_an_answer_with_reasoning(chat, server):
-    server.answers.append([KEEP_ALIVE, reasoning("Let me "), reasoning("think."),
-                           content("Hello **wor"), content("ld**"), finish(),
-                           usage(1200, 345, cached=1024, thought=200), DONE])
+    server.answers.append(
+        [
+            KEEP_ALIVE,
+            reasoning("Let me "),
+            reasoning("think."),
+            content("Hello **wor"),
+            content("ld**"),
+            finish(),
+            usage(1200, 345, cached=1024, thought=200),
+            DONE,
+        ]
+    )
     send(chat, "Hi there")
     answer_text = last_answer(chat).locator(".answer")
     expect(answer_text.locator("strong")).to_have_text("world")
@@ -51,14 +73,25 @@ def test_streams_an_answer_with_reasoning(chat, server):
     assert body["stream_options"] == {"include_usage": True}
     assert body["model"] == "mock" and body["thinking"] == {"type": "enabled"}
     assert body["messages"] == [{"role": "user", "content": "Hi there"}]
-    for unset in ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "tools",
-                  "reasoning_effort"]:
+    for unset in [
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "max_tokens",
+        "tools",
+        "reasoning_effort",
+    ]:
         assert unset not in body
 
     send(chat, "And more?")
     done(chat)
     assert server.posts()[1]["body"]["messages"][1] == {
-        "role": "assistant", "content": "Hello **world**", "reasoning_content": "Let me think."}
+        "role": "assistant",
+        "content": "Hello **world**",
+        "reasoning_content": "Let me think.",
+    }
 
     chat.reload()  # kept in the browser
     expect(chat.locator(".message.user")).to_have_count(2)
@@ -119,8 +152,9 @@ def test_escape_stops(chat, server):
 
 def test_a_stopped_tool_call_is_left_out(chat, server):
     never = threading.Event()
-    server.answers.append([content("Well: "), call(0, "call_1", "f"), arguments(0, '{"a"'),
-                           wait(never)])
+    server.answers.append(
+        [content("Well: "), call(0, "call_1", "f"), arguments(0, '{"a"'), wait(never)]
+    )
     send(chat, "x")
     expect(last_answer(chat).locator(".call-name")).to_have_text("f")
     chat.get_by_role("button", name="Stop").click()
@@ -166,8 +200,10 @@ def test_editing_a_message(chat, server):
     expect(chat.locator("#title")).to_have_text("right")
 
 
-TOOLS = [{"name": "get_weather", "parameters": {"type": "object"}},
-         {"type": "function", "function": {"name": "get_time"}}]
+TOOLS = [
+    {"name": "get_weather", "parameters": {"type": "object"}},
+    {"type": "function", "function": {"name": "get_time"}},
+]
 
 
 def open_settings(page):
@@ -178,10 +214,20 @@ def test_tool_calls_are_answered_by_hand(chat, server):
     open_settings(chat)
     chat.get_by_label("Definitions (JSON)").fill(json.dumps(TOOLS))
     expect(chat.locator("#tools-state")).to_have_text("2 tools: get_weather, get_time")
-    server.answers.append([
-        reasoning("both"), content("Looking."), call(0, "call_a", "get_weather"),
-        arguments(0, '{"place": "Sjö'), arguments(0, 'bo"}'), call(1, "call_b", "get_time"),
-        arguments(1, "{}"), finish("tool_calls"), usage(50, 20), DONE])
+    server.answers.append(
+        [
+            reasoning("both"),
+            content("Looking."),
+            call(0, "call_a", "get_weather"),
+            arguments(0, '{"place": "Sjö'),
+            arguments(0, 'bo"}'),
+            call(1, "call_b", "get_time"),
+            arguments(1, "{}"),
+            finish("tool_calls"),
+            usage(50, 20),
+            DONE,
+        ]
+    )
     server.answers.append(answer("It rains at noon."))
     send(chat, "Weather and time?")
     done(chat)
@@ -205,14 +251,26 @@ def test_tool_calls_are_answered_by_hand(chat, server):
     assert [t["function"]["name"] for t in first["tools"]] == ["get_weather", "get_time"]
     assert first["tool_choice"] == "auto"
     assert second["messages"][1] == {
-        "role": "assistant", "content": "Looking.", "reasoning_content": "both",
-        "tool_calls": [{"id": "call_a", "type": "function", "function": {
-            "name": "get_weather", "arguments": '{"place": "Sjöbo"}'}},
-                       {"id": "call_b", "type": "function", "function": {
-                           "name": "get_time", "arguments": "{}"}}]}
+        "role": "assistant",
+        "content": "Looking.",
+        "reasoning_content": "both",
+        "tool_calls": [
+            {
+                "id": "call_a",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"place": "Sjöbo"}'},
+            },
+            {
+                "id": "call_b",
+                "type": "function",
+                "function": {"name": "get_time", "arguments": "{}"},
+            },
+        ],
+    }
     assert second["messages"][2:] == [
         {"role": "tool", "tool_call_id": "call_a", "content": "rain"},
-        {"role": "tool", "tool_call_id": "call_b", "content": "12:00"}]
+        {"role": "tool", "tool_call_id": "call_b", "content": "12:00"},
+    ]
     expect(chat.get_by_label("Message", exact=True)).to_have_value("hello?")  # not lost
 
     # A result that was wrong is edited; the other one stays.
@@ -228,8 +286,20 @@ def test_tool_calls_are_answered_by_hand(chat, server):
 
 def test_a_dropped_connection_is_taken_up_again(chat, server):
     seen = [threading.Event(), threading.Event()]  # what is under way when it breaks may be lost
-    server.answers.append([*words("one two three"), wait(seen[0]), DROP, *words(" four five"),
-                           wait(seen[1]), DROP, *words(" six"), finish(), usage(9, 9), DONE])
+    server.answers.append(
+        [
+            *words("one two three"),
+            wait(seen[0]),
+            DROP,
+            *words(" four five"),
+            wait(seen[1]),
+            DROP,
+            *words(" six"),
+            finish(),
+            usage(9, 9),
+            DONE,
+        ]
+    )
     send(chat, "count")
     for text, event in zip(["one two three", "one two three four five"], seen):
         expect(last_answer(chat).locator(".answer")).to_have_text(text)
@@ -260,8 +330,16 @@ def test_a_restarted_server_is_waited_for(chat, server):
 
 
 def test_a_server_that_cannot_keep_streams(chat, server):
-    server.failures.append((503, {"message": "the journal cannot be written; ask again without "
-                                             "stream_id and resumable"}, []))
+    server.failures.append(
+        (
+            503,
+            {
+                "message": "the journal cannot be written; ask again without "
+                "stream_id and resumable"
+            },
+            [],
+        )
+    )
     send(chat, "x")
     done(chat)
     expect(last_answer(chat)).to_contain_text("You said: x")
@@ -286,8 +364,9 @@ def test_a_lost_stream_keeps_what_came(chat, server):
 
 def test_an_answer_goes_on_after_a_reload(chat, server):
     go_on = threading.Event()
-    server.answers.append([*words("written before the reload "), wait(go_on),
-                           *answer("and after.")])
+    server.answers.append(
+        [*words("written before the reload "), wait(go_on), *answer("and after.")]
+    )
     send(chat, "x")
     expect(last_answer(chat)).to_contain_text("the reload")
     chat.reload()
@@ -318,16 +397,24 @@ def test_another_conversation_while_one_answers(chat, server):
 
 def test_errors_are_sentences_with_a_way_out(chat, server):
     alert = chat.locator(".error")
-    server.failures.append((400, {"message": "the prompt has 70000 tokens; the context holds 65536",
-                                  "code": "context_length_exceeded"}, []))
+    server.failures.append(
+        (
+            400,
+            {
+                "message": "the prompt has 70000 tokens; the context holds 65536",
+                "code": "context_length_exceeded",
+            },
+            [],
+        )
+    )
     send(chat, "x")
-    expect(alert.locator("p")).to_have_text(
-        "The prompt has 70000 tokens; the context holds 65536.")
+    expect(alert.locator("p")).to_have_text("The prompt has 70000 tokens; the context holds 65536.")
     expect(chat.locator(".message.assistant")).to_have_count(0)
     server.failures.append((429, {"message": "256 requests are waiting"}, [("Retry-After", "7")]))
     alert.get_by_role("button", name="Try again").click()
     expect(alert.locator("p")).to_have_text(
-        "The server is busy: 256 requests are waiting. Try again in 7 s.")
+        "The server is busy: 256 requests are waiting. Try again in 7 s."
+    )
     alert.get_by_role("button", name="Try again").click()
     expect(last_answer(chat)).to_contain_text("You said: x")
     expect(alert).to_have_count(0)
@@ -371,8 +458,14 @@ def test_the_key_stays_in_the_tab(page, server):
 
 def test_sampling_goes_out_as_it_was_typed(chat, server):
     open_settings(chat)
-    for label, value in {"Temperature": "0,7", "Top p": "0.9", "Top k": "40", "Min p": "0.05",
-                         "Seed": "18446744073709551615", "Max tokens": "256"}.items():
+    for label, value in {
+        "Temperature": "0,7",
+        "Top p": "0.9",
+        "Top k": "40",
+        "Min p": "0.05",
+        "Seed": "18446744073709551615",
+        "Max tokens": "256",
+    }.items():
         chat.get_by_label(label).fill(value)
     chat.get_by_label("System prompt").fill("Be brief.")
     chat.get_by_label("Effort").select_option("max")
@@ -380,8 +473,13 @@ def test_sampling_goes_out_as_it_was_typed(chat, server):
     done(chat)
     request = server.posts()[0]
     body = request["body"]
-    assert (body["temperature"], body["top_p"], body["top_k"], body["min_p"], body["max_tokens"]) \
-        == (0.7, 0.9, 40, 0.05, 256)
+    assert (
+        body["temperature"],
+        body["top_p"],
+        body["top_k"],
+        body["min_p"],
+        body["max_tokens"],
+    ) == (0.7, 0.9, 40, 0.05, 256)
     assert '"seed":18446744073709551615' in request["text"]  # all 64 bits
     assert body["reasoning_effort"] == "max"
     assert messages(request) == [("system", "Be brief."), ("user", "x")]
@@ -395,14 +493,17 @@ def test_sampling_goes_out_as_it_was_typed(chat, server):
     assert not {"temperature", "seed", "max_tokens", "reasoning_effort"} & set(body)
 
 
-@pytest.mark.parametrize("label,value,problem", [
-    ("Temperature", "2.5", "Temperature must be at most 2."),
-    ("Top p", "0", "Top p must be above 0."),
-    ("Top k", "1.5", "Top k must be a whole number."),
-    ("Seed", "18446744073709551616", "Seed must be below 2^64."),
-    ("Max tokens", "0", "Max tokens must be at least 1."),
-    ("Definitions (JSON)", '[{"description": "x"}]', 'Tool 1 has no "name".'),
-])
+@pytest.mark.parametrize(
+    "label,value,problem",
+    [
+        ("Temperature", "2.5", "Temperature must be at most 2."),
+        ("Top p", "0", "Top p must be above 0."),
+        ("Top k", "1.5", "Top k must be a whole number."),
+        ("Seed", "18446744073709551616", "Seed must be below 2^64."),
+        ("Max tokens", "0", "Max tokens must be at least 1."),
+        ("Definitions (JSON)", '[{"description": "x"}]', 'Tool 1 has no "name".'),
+    ],
+)
 def test_a_wrong_setting_is_not_sent(chat, server, label, value, problem):
     open_settings(chat)
     chat.get_by_label(label).fill(value)
@@ -466,10 +567,14 @@ def test_export_and_import(chat, server, tmp_path):
 
     good = json.loads(path.read_text())
     for damage, told in [
-            ("[1,", "not JSON"), ('{"format": "x"}', "holds no conversations"),
-            (json.dumps({**good, "version": 9}), "has version 9"),
-            (json.dumps({**good, "conversations": [{"id": "x", "messages": [{"role": "user"}]}]}),
-             "Conversation 1 of this file is damaged")]:
+        ("[1,", "not JSON"),
+        ('{"format": "x"}', "holds no conversations"),
+        (json.dumps({**good, "version": 9}), "has version 9"),
+        (
+            json.dumps({**good, "conversations": [{"id": "x", "messages": [{"role": "user"}]}]}),
+            "Conversation 1 of this file is damaged",
+        ),
+    ]:
         bad = tmp_path / "bad.json"
         bad.write_text(damage)
         chat.locator("#import-file").set_input_files(bad)
@@ -516,8 +621,16 @@ def test_a_phone(context, server):
     page = context.new_page()
     page.set_viewport_size({"width": 390, "height": 780})
     page.goto(server.url)
-    server.answers.append(answer("| a | b |\n|---|---|\n| " + "x" * 80 + " | 2 |\n\n```\n"
-                                 + "y" * 200 + "\n```\n" + "z" * 300))
+    server.answers.append(
+        answer(
+            "| a | b |\n|---|---|\n| "
+            + "x" * 80
+            + " | 2 |\n\n```\n"
+            + "y" * 200
+            + "\n```\n"
+            + "z" * 300
+        )
+    )
     send(page, "w" * 200)
     done(page)
 
@@ -525,8 +638,12 @@ def test_a_phone(context, server):
         return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
     assert overflow() <= 0
-    assert page.evaluate("(log => log.scrollWidth - log.clientWidth)"
-                         "(document.getElementById('log'))") <= 0
+    assert (
+        page.evaluate(
+            "(log => log.scrollWidth - log.clientWidth)" "(document.getElementById('log'))"
+        )
+        <= 0
+    )
     for name, panel in [("Conversations", "#list"), ("Settings", "#settings")]:
         page.get_by_role("button", name=name, exact=True).click()
         expect(page.locator(panel)).to_be_visible()
@@ -555,8 +672,19 @@ def test_keys_and_names(chat, server):
     for _ in range(40):
         chat.keyboard.press("Tab")
         seen.append(chat.evaluate("document.activeElement.id"))
-    order = [seen.index(i) for i in ["toggle-list", "model", "toggle-settings", "import", "input",
-                                     "thinking", "system", "tools"]]
+    order = [
+        seen.index(i)
+        for i in [
+            "toggle-list",
+            "model",
+            "toggle-settings",
+            "import",
+            "input",
+            "thinking",
+            "system",
+            "tools",
+        ]
+    ]
     assert order == sorted(order)
 
 

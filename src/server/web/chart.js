@@ -99,8 +99,9 @@ export class Chart {
       this.#areas[s].setAttribute("d", area);
     });
     this.#read();
-    const spoken = this.#series.map((name, s) => `${name} ${this.#values[s].textContent}`).join(", ");
-    this.#picture.setAttribute("aria-label", `${this.title}: ${spoken}; scale to ${this.#format(ceiling)}`);
+    const spoken = this.#series.map((name, s) => `${name} ${this.#values[s].textContent}`);
+    this.#picture.setAttribute("aria-label",
+      `${this.title}: ${spoken.join(", ")}; scale to ${this.#format(ceiling)}`);
   }
 
   // Shows the newest values, or those under the pointer.
@@ -118,7 +119,7 @@ export class Chart {
     this.#note.textContent = pointed ? `${Math.round(this.#now - sample.at)} s ago` : "";
     this.#series.forEach((_, s) => {
       const value = sample?.values[s];
-      this.#values[s].textContent = value === null || value === undefined ? "–" : this.#format(value);
+      this.#values[s].textContent = Number.isFinite(value) ? this.#format(value) : "–";
     });
   }
 }

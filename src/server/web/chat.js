@@ -4,13 +4,13 @@ import { ConversationList, titleFrom, titleOf } from "./conversation_list.js";
 import { byId, el, formatCount, placeIcons } from "./dom.js";
 import { Job, newAnswer } from "./job.js";
 import { MessageView, editor } from "./message_view.js";
+import { closeOverlays, isNarrow, restorePanels, setPanel } from "./panels.js";
 import { SettingsForm } from "./settings.js";
 import { Store, newConversation } from "./store.js";
 
 const kDrawEveryMs = 60;
-const kNarrow = matchMedia("(max-width: 860px)");
+const kWhere = "Conversations stay in this browser.";
 const kLastShown = "hadal.shown";
-const kPanels = "hadal.panels";
 
 placeIcons();
 const log = byId("log");
@@ -53,49 +53,6 @@ function download(name, text) {
   anchor.remove();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
-
-// ---- panels -----------------------------------------------------------------------------------
-
-const panels = { list: byId("list"), settings: byId("settings") };
-
-function setPanel(name, open, focus = true) {
-  const panel = panels[name];
-  const button = byId(`toggle-${name}`);
-  if (open && kNarrow.matches) {
-    for (const other of Object.keys(panels)) if (other !== name) setPanel(other, false, false);
-  }
-  panel.hidden = !open;
-  button.setAttribute("aria-expanded", String(open));
-  if (!kNarrow.matches) {
-    const wanted = Object.keys(panels).filter((p) => !panels[p].hidden);
-    localStorage.setItem(kPanels, wanted.join(" "));
-  }
-  if (!focus) return;
-  if (open) panel.querySelector(".side-body, input:not([hidden]), button:not(.close-side), textarea")?.focus();
-  else button.focus();
-}
-
-function closeOverlays() {
-  if (!kNarrow.matches) return false;
-  const open = Object.keys(panels).find((name) => !panels[name].hidden);
-  if (open) setPanel(open, false);
-  return open !== undefined;
-}
-
-for (const name of Object.keys(panels)) {
-  byId(`toggle-${name}`).addEventListener("click", () => setPanel(name, panels[name].hidden));
-  byId(`close-${name}`).addEventListener("click", () => setPanel(name, false));
-}
-
-function restorePanels() {
-  const wanted = kNarrow.matches ? [] : (localStorage.getItem(kPanels) ?? "list").split(" ");
-  for (const name of Object.keys(panels)) {
-    const open = wanted.includes(name);
-    panels[name].hidden = !open;
-    byId(`toggle-${name}`).setAttribute("aria-expanded", String(open));
-  }
-}
-kNarrow.addEventListener("change", restorePanels);
 
 // ---- the list of conversations ----------------------------------------------------------------
 
@@ -239,8 +196,7 @@ function welcome() {
     el("img", { src: "icon.svg", alt: "", width: 56, height: 56 }),
     el("h2", { text: model ? model.id : "hadal" }),
     el("p", { class: "muted", text: model?.context_length
-      ? `Reads up to ${formatCount(model.context_length)} tokens. Conversations stay in this browser.`
-      : "Conversations stay in this browser." }));
+      ? `Reads up to ${formatCount(model.context_length)} tokens. ${kWhere}` : kWhere }));
 }
 
 function errorBox({ error, retry }) {
@@ -252,7 +208,9 @@ function errorBox({ error, retry }) {
       on: { click: () => { setPanel("settings", true, false); byId("api-key").focus(); } },
     }));
   }
-  buttons.append(el("button", { type: "button", class: "primary", text: "Try again", on: { click: retry } }));
+  buttons.append(el("button", {
+    type: "button", class: "primary", text: "Try again", on: { click: retry },
+  }));
   box.append(buttons);
   return box;
 }
@@ -280,10 +238,9 @@ const hooks = {
     jobs.delete(conversation.id);
     const kept = conversation.messages.includes(message);
     if (error) {
-      errors.set(conversation.id, {
-        error,
-        retry: () => (kept ? actions.regenerate(conversation.messages.indexOf(message)) : generate()),
-      });
+      const retry = () =>
+        (kept ? actions.regenerate(conversation.messages.indexOf(message)) : generate());
+      errors.set(conversation.id, { error, retry });
     }
     if (conversation !== shown) {
       drawFrame();
@@ -297,8 +254,11 @@ const hooks = {
     } else {
       draw();
     }
-    announce(error ? "" : message.finish_reason === "cancelled" ? "Stopped." : "The answer is complete.");
-    if (message.finish_reason === "tool_calls") views[conversation.messages.indexOf(message)]?.emptyResult?.focus();
+    const cancelled = message.finish_reason === "cancelled";
+    announce(error ? "" : cancelled ? "Stopped." : "The answer is complete.");
+    if (message.finish_reason === "tool_calls") {
+      views[conversation.messages.indexOf(message)]?.emptyResult?.focus();
+    }
   },
 };
 
@@ -365,7 +325,8 @@ const actions = {
     const calls = shown.messages[index].tool_calls;
     shown.messages.length = index + 1;
     for (const call of calls) {
-      shown.messages.push({ role: "tool", tool_call_id: call.id, content: have.get(call.id)?.content ?? "" });
+      const content = have.get(call.id)?.content ?? "";
+      shown.messages.push({ role: "tool", tool_call_id: call.id, content });
     }
     store.save(shown);
     generate();
@@ -542,6 +503,7 @@ function resumeAnswers() {
 
 restorePanels();
 resumeAnswers();
-show(store.get(localStorage.getItem(kLastShown) ?? "") ?? newConversation(store.list()[0]?.settings));
+show(store.get(localStorage.getItem(kLastShown) ?? "")
+  ?? newConversation(store.list()[0]?.settings));
 loadModels();
-if (!kNarrow.matches) input.focus();
+if (!isNarrow()) input.focus();

@@ -15,9 +15,10 @@ export const apiKey = {
 
 // kind: "network" (no answer, or cut off), "api" (the server says no) or "bad" (not understood).
 export class ApiError extends Error {
-  constructor(message, { kind = "api", status = 0, param = null, code = null, retryAfter = null } = {}) {
+  constructor(message, details = {}) {
     super(message);
-    Object.assign(this, { kind, status, param, code, retryAfter });
+    Object.assign(this, { kind: "api", status: 0, param: null, code: null, retryAfter: null });
+    Object.assign(this, details);
   }
 }
 
@@ -70,7 +71,8 @@ async function expectOk(response) {
 async function call(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { cache: "no-store", ...options, headers: headers(options.headers) });
+    response = await fetch(path,
+      { cache: "no-store", ...options, headers: headers(options.headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw unreachable();
@@ -126,7 +128,8 @@ const startAgain = (error) => error.status === 502 || error.status === 503 || er
 //   onChunk(chunk, tokens)       one chunk; tokens: how many the server has drawn, or null
 //   onTrouble(message)           the connection broke and is being re-made
 // Throws ApiError, or the signal's reason.
-export async function streamChat({ body, plainBody, streamId, signal, onOpen, onChunk, onTrouble }) {
+export async function streamChat(
+  { body, plainBody, streamId, signal, onOpen, onChunk, onTrouble }) {
   let lastId = "";
   let accepted = body === undefined;
   let brokenSince = null;

@@ -36,7 +36,10 @@ export class ConversationList {
       el("button", {
         type: "button", class: "open", "aria-current": current ? "true" : null,
         title: new Date(conversation.updated).toLocaleString(),
-        on: { click: () => this.#actions.open(id), dblclick: () => this.#rename(item, conversation) },
+        on: {
+          click: () => this.#actions.open(id),
+          dblclick: () => this.#rename(item, conversation),
+        },
       }, running ? el("span", { class: "dot", role: "img", "aria-label": "answering" }) : null,
       el("span", { class: "name", text: title })),
       iconButton("pencil", `Rename “${title}”`, () => this.#rename(item, conversation)),

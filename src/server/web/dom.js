@@ -8,8 +8,9 @@ export function el(tag, properties = {}, ...children) {
     if (value === false || value === null || value === undefined) continue;
     if (name === "class") node.className = value;
     else if (name === "text") node.textContent = value;
-    else if (name === "on") for (const [type, f] of Object.entries(value)) node.addEventListener(type, f);
-    else node.setAttribute(name, value === true ? "" : String(value));
+    else if (name === "on") {
+      for (const [type, listener] of Object.entries(value)) node.addEventListener(type, listener);
+    } else node.setAttribute(name, value === true ? "" : String(value));
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;

@@ -5,7 +5,8 @@ import { requestBody } from "./settings.js";
 const kSaveEveryMs = 2_000;
 const kRateWindowMs = 3_000;
 
-export const newAnswer = () => ({ role: "assistant", content: "", reasoning_content: "", tool_calls: [] });
+export const newAnswer = () =>
+  ({ role: "assistant", content: "", reasoning_content: "", tool_calls: [] });
 
 // Tokens a second, now and over all.
 class RateMeter {
@@ -160,7 +161,7 @@ export class Job {
       const usage = chunk.usage;
       this.#facts({
         prompt_tokens: usage.prompt_tokens,
-        cached_tokens: usage.prompt_tokens_details?.cached_tokens ?? usage.prompt_cache_hit_tokens ?? 0,
+        cached_tokens: usage.prompt_tokens_details?.cached_tokens ?? 0,
         completion_tokens: usage.completion_tokens,
         reasoning_tokens: usage.completion_tokens_details?.reasoning_tokens ?? 0,
       });
@@ -195,8 +196,9 @@ export class Job {
     if (this.#whole && this.#meter.overall !== null) {
       this.#facts({ tokens_per_second: this.#meter.overall });
     }
-    if (message.content === "" && message.reasoning_content === "" && message.tool_calls.length === 0
-      && (error || message.finish_reason === "cancelled")) {
+    const empty = message.content === "" && message.reasoning_content === ""
+      && message.tool_calls.length === 0;
+    if (empty && (error || message.finish_reason === "cancelled")) {
       const at = conversation.messages.indexOf(message);
       if (at >= 0) conversation.messages.splice(at, 1);
     } else if (error) {

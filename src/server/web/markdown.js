@@ -122,7 +122,8 @@ function list(lines, start, first, blocks) {
   let to = i;
   while (blank(lines[to - 1])) --to;
   blocks.push({
-    kind: "list", from: start, to, ordered, items, loose, first: ordered ? parseInt(first[2], 10) : 1,
+    kind: "list", from: start, to, ordered, items, loose,
+    first: ordered ? parseInt(first[2], 10) : 1,
   });
   return i;
 }
@@ -165,7 +166,8 @@ function tableNode(rows) {
 function codeNode({ language, code }) {
   const text = code.join("\n");
   return el("figure", { class: "code" },
-    el("figcaption", {}, el("span", { text: language || "text" }), copyButton("Copy code", () => text)),
+    el("figcaption", {}, el("span", { text: language || "text" }),
+      copyButton("Copy code", () => text)),
     el("pre", { tabindex: "0" }, el("code", { text })));
 }
 
@@ -215,7 +217,8 @@ function safeAddress(address) {
 function link(address, children) {
   const safe = safeAddress(address);
   if (!safe) return el("span", { title: address }, ...children);
-  return el("a", { href: safe, rel: "noopener noreferrer nofollow", target: "_blank" }, ...children);
+  return el("a", { href: safe, rel: "noopener noreferrer nofollow", target: "_blank" },
+    ...children);
 }
 
 // The end of the text that the run of `size` marks at `at` opens, and of its closing run.
@@ -259,6 +262,9 @@ function codeSpan(text, at) {
   return { code: null, end: open };
 }
 
+const kTarget = new RegExp("^\\s*(?:<([^<>\\n]*)>|((?:[^\\s()\\\\]|\\\\.|\\([^\\s()]*\\))*))"
+  + "(?:\\s+(?:\"[^\"]*\"|'[^']*'))?\\s*\\)");
+
 // [label](address "title") at `at`, which is its bracket; null where it is none.
 function linkAt(text, at) {
   let depth = 0;
@@ -273,8 +279,7 @@ function linkAt(text, at) {
   }
   if (close < 0 || text[close + 1] !== "(") return null;
   const rest = text.slice(close + 2, close + 4002);
-  const match = /^\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/
-    .exec(rest);
+  const match = kTarget.exec(rest);
   if (!match) return null;
   return {
     label: text.slice(at + 1, close),

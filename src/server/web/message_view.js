@@ -71,7 +71,8 @@ export class MessageView {
     parts.summary = el("summary", { on: { click: () => { this.#openedByHand = true; } } },
       el("span", { text: "Reasoning" }));
     parts.reasoningText = el("div", { class: "markdown" });
-    parts.reasoning = el("details", { class: "reasoning", hidden: true }, parts.summary, parts.reasoningText);
+    parts.reasoning = el("details", { class: "reasoning", hidden: true }, parts.summary,
+      parts.reasoningText);
     parts.content = el("div", { class: "markdown answer" });
     parts.calls = el("div", { class: "calls" });
     parts.waiting = el("div", { class: "waiting", hidden: true }, el("i"), el("i"), el("i"),
@@ -80,7 +81,8 @@ export class MessageView {
     parts.facts = el("span", { class: "facts" });
     parts.row = el("div", { class: "tools-row" },
       copyButton("Copy this answer", () => this.#message.content),
-      iconButton("refresh", "Generate this answer again", () => this.#actions.regenerate(this.#index)),
+      iconButton("refresh", "Generate this answer again",
+        () => this.#actions.regenerate(this.#index)),
       parts.facts);
     parts.reasoningView = new MarkdownView(parts.reasoningText);
     parts.contentView = new MarkdownView(parts.content);
@@ -96,15 +98,15 @@ export class MessageView {
     const message = this.#message;
     const parts = this.#parts;
     const thinking = this.#live && message.content === "" && message.tool_calls.length === 0;
-    parts.reasoning.hidden = message.reasoning_content === "";
+    const reasons = message.reasoning_content !== "";
+    parts.reasoning.hidden = !reasons;
     parts.reasoningView.update(message.reasoning_content);
     if (this.#live && !this.#openedByHand) parts.reasoning.open = thinking;
     const length = message.facts?.reasoning_tokens > 0
       ? ` · ${formatCount(message.facts.reasoning_tokens)} tokens` : "";
     parts.summary.firstChild.textContent = thinking ? "Thinking…" : `Reasoning${length}`;
     parts.contentView.update(message.content);
-    parts.waiting.hidden = !(this.#live && message.reasoning_content === "" && message.content === ""
-      && message.tool_calls.length === 0);
+    parts.waiting.hidden = !thinking || reasons;
     this.#showCalls();
     parts.note.hidden = !message.note;
     parts.note.textContent = message.note ?? "";
@@ -126,7 +128,8 @@ export class MessageView {
       const args = el("code");
       const result = el("div", { class: "call-result" });
       const node = el("section", { class: "call", "aria-label": "Tool call" },
-        el("header", {}, icon("tool"), name, copyButton("Copy the arguments", () => args.textContent)),
+        el("header", {}, icon("tool"), name,
+          copyButton("Copy the arguments", () => args.textContent)),
         el("pre", { tabindex: "0", "aria-label": "Arguments" }, args), result);
       this.#callNodes.push({ name, args, result });
       this.#parts.calls.append(node);
@@ -150,7 +153,8 @@ export class MessageView {
         place.replaceChildren(
           el("div", { class: "call-result-head" }, el("span", { text: "Result" }),
             iconButton("pencil", "Edit this result", () => this.#actions.edit(index))),
-          el("pre", { tabindex: "0", "aria-label": "Result" }, el("code", { text: content || "(empty)" })));
+          el("pre", { tabindex: "0", "aria-label": "Result" },
+            el("code", { text: content || "(empty)" })));
         place.dataset.index = index;
         return;
       }
@@ -205,7 +209,9 @@ export function editor(text, label, saveLabel, done) {
   const node = el("div", { class: "editor" }, field,
     el("div", { class: "editor-buttons" },
       el("button", { type: "button", text: "Cancel", on: { click: () => done(null) } }),
-      el("button", { type: "button", class: "primary", text: saveLabel, on: { click: () => done(field.value) } })));
+      el("button", {
+        type: "button", class: "primary", text: saveLabel, on: { click: () => done(field.value) },
+      })));
   queueMicrotask(() => {
     field.focus();
     field.setSelectionRange(text.length, text.length);

@@ -91,7 +91,9 @@ export function requestBody(conversation, streamId) {
     thinking: { type: settings.thinking === "off" ? "disabled" : "enabled" },
   };
   if (streamId !== undefined) Object.assign(body, { stream_id: streamId, resumable: true });
-  if (settings.thinking !== "off" && settings.effort !== "") body.reasoning_effort = settings.effort;
+  if (settings.thinking !== "off" && settings.effort !== "") {
+    body.reasoning_effort = settings.effort;
+  }
   for (const name of kNumbers) {
     const text = settings[name].trim().replace(",", ".");
     if (text !== "" && name !== "seed") body[name] = Number(text);
@@ -152,7 +154,8 @@ export class SettingsForm {
 
   // The first field that cannot be sent as it is, or null.
   get wrongField() {
-    return [...kNumbers, "tools"].map(byId).find((f) => f.getAttribute("aria-invalid") === "true") ?? null;
+    const wrong = (field) => field.getAttribute("aria-invalid") === "true";
+    return [...kNumbers, "tools"].map(byId).find(wrong) ?? null;
   }
 
   #check() {

@@ -16,14 +16,14 @@ let newest = null;
 
 const rate = (before, after, of) => {
   if (!before || after.now <= before.now) return null;
-  const difference = of(after) - of(before);
-  return difference < 0 ? null : difference / (after.now - before.now); // it was restarted
+  return Math.max(0, of(after) - of(before)) / (after.now - before.now);
 };
 
-// The status at least `seconds` before sample i, within an unbroken run of answers.
+// The status at least `seconds` before sample i, within an unbroken run of answers of one server.
 function before(i, seconds) {
   let found = null;
-  for (let k = i - 1; k >= 0 && history[k].status; --k) {
+  const { started } = history[i].status;
+  for (let k = i - 1; k >= 0 && history[k].status?.started === started; --k) {
     found = history[k].status;
     if (history[i].at - history[k].at >= seconds) break;
   }
@@ -44,7 +44,8 @@ function stepTime(status, i) {
   const start = before(i, 0);
   if (!start) return null;
   const steps = status.engine.steps_total - start.engine.steps_total;
-  return steps > 0 ? (status.engine.step_seconds_total - start.engine.step_seconds_total) / steps : null;
+  const seconds = status.engine.step_seconds_total - start.engine.step_seconds_total;
+  return steps > 0 ? seconds / steps : null;
 }
 
 // What is left of a step is scheduling, sampling and handing out.
@@ -71,7 +72,10 @@ const kCharts = [
   },
   {
     title: "Tokens in", series: ["per second", "cached"], format: oneDigit,
-    of: [perSecond((s) => s.engine.prompt_tokens_total), perSecond((s) => s.engine.cached_tokens_total)],
+    of: [
+      perSecond((s) => s.engine.prompt_tokens_total),
+      perSecond((s) => s.engine.cached_tokens_total),
+    ],
   },
   {
     title: "KV pages", series: ["used", "cached"], format: whole,
@@ -119,7 +123,8 @@ const kApis = { chat_completions: "chat", completions: "text" };
 function requestRow(r) {
   const prompt = el("td", { class: "number" }, formatCount(r.prompt_tokens));
   if (r.state === "prefilling" && r.prompt_tokens > 0) {
-    const progress = el("progress", { class: "progress", max: r.prompt_tokens, "aria-label": "read" });
+    const progress = el("progress",
+      { class: "progress", max: r.prompt_tokens, "aria-label": "read" });
     progress.value = r.prefill_done;
     prompt.append(progress);
   }
@@ -144,17 +149,18 @@ function drawRequests(requests) {
 
 function drawFacts(s) {
   const { engine, cache, journal, http } = s;
-  const errors = Object.entries(http.errors_total).map(([status, n]) => `${status}: ${formatCount(n)}`);
+  const errors = Object.entries(http.errors_total)
+    .map(([status, n]) => `${status}: ${formatCount(n)}`);
+  const share = (part, all) => (all > 0 ? `${(100 * part / all).toFixed(1)} %` : "–");
   const facts = [
     ["Prompt tokens", formatCount(engine.prompt_tokens_total)],
     ["of these cached", formatCount(engine.cached_tokens_total)],
     ["Recomputed after hits", formatCount(engine.replayed_tokens_total)],
     ["Generated tokens", formatCount(engine.generated_tokens_total)],
-    ["Drafts accepted", engine.drafted_tokens_total > 0
-      ? `${(100 * engine.accepted_drafts_total / engine.drafted_tokens_total).toFixed(0)} % of ${formatCount(engine.drafted_tokens_total)}` : "no drafts"],
+    ["Drafted tokens", formatCount(engine.drafted_tokens_total)],
+    ["of these accepted", share(engine.accepted_drafts_total, engine.drafted_tokens_total)],
     ["Steps", formatCount(engine.steps_total)],
-    ["of their time in the model", engine.step_seconds_total > 0
-      ? `${(100 * engine.forward_seconds_total / engine.step_seconds_total).toFixed(1)} %` : "–"],
+    ["of their time in the model", share(engine.forward_seconds_total, engine.step_seconds_total)],
     ["Preemptions", formatCount(engine.preemptions_total)],
     ["Prefix hit rate", `${(100 * cache.prefix_hit_rate).toFixed(1)} %`],
     ["Context", `${formatCount(engine.context_length)} tokens`],
@@ -182,7 +188,8 @@ function setState(state, words) {
 
 function setTrouble(sentence) {
   byId("trouble").hidden = sentence === "";
-  if (byId("trouble").firstChild.textContent !== sentence) byId("trouble").firstChild.textContent = sentence;
+  const words = byId("trouble").firstChild;
+  if (words.textContent !== sentence) words.textContent = sentence; // it is read out
   byId("status").classList.toggle("stale", sentence !== "" && newest !== null);
 }
 
@@ -194,7 +201,8 @@ function take(s) {
   const words = { ready: "ready", draining: "finishing, accepts nothing new" };
   setState(s.state, words[s.state] ?? s.state);
   setTrouble(s.journal?.failed
-    ? "The journal cannot be written: generations are not durable. Look at the server's log and disk." : "");
+    ? "The journal cannot be written: generations are not durable. See the server's log and disk."
+    : "");
   drawRequests(s.requests);
   drawFacts(s);
 }

@@ -26,7 +26,8 @@ function newId() {
 
 export function newConversation(settings = kDefaultSettings) {
   const now = Date.now();
-  return { id: newId(), title: "", created: now, updated: now, settings: { ...settings }, messages: [] };
+  const copy = { ...settings };
+  return { id: newId(), title: "", created: now, updated: now, settings: copy, messages: [] };
 }
 
 const isText = (value) => typeof value === "string";
@@ -159,11 +160,14 @@ export class Store {
       throw new Error(`This file holds no conversations; "format" should be "${kFormat}".`);
     }
     if (file.version !== kVersion) {
-      throw new Error(`This file has version ${String(file.version)}; this page reads ${kVersion}.`);
+      throw new Error(
+        `This file has version ${String(file.version)}; this page reads ${kVersion}.`);
     }
     const found = file.conversations.map(readConversation);
     const bad = found.indexOf(null);
-    if (bad >= 0) throw new Error(`Conversation ${bad + 1} of this file is damaged; nothing was imported.`);
+    if (bad >= 0) {
+      throw new Error(`Conversation ${bad + 1} of this file is damaged; nothing was imported.`);
+    }
     for (const conversation of found) {
       for (const message of conversation.messages) delete message.pending;
       if (this.#conversations.has(conversation.id)) conversation.id = newId();
