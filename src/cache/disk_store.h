@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "cache/chain_key.h"
 #include "cache/disk_index.h"
@@ -112,6 +114,7 @@ class DiskStore {
     friend auto operator<=>(const Name&, const Name&) = default;
   };
   [[nodiscard]] Path path_of(KvFileKind kind, const ChainKey& name) const;
+  void open_directory();
   [[nodiscard]] ChainHasher::Secret load_secret();
   void list_files();
   void list_folder(KvFileKind kind, const Path& folder);

@@ -41,7 +41,9 @@ Session::Session(Runtime& runtime, const LoadedModel& loaded, const SessionOptio
       kv_(loaded.config,
           {.numerics = options.numerics,
            // A step forgets at most its drafts; truncate() one token more.
-           .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0}),
+           .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0,
+           // Nobody shares these pages, and the indexer is quicker over long ones.
+           .page_tokens = 1024}),
       runner_(runtime.context(options.numerics), loaded, kv_, options_.draft_tokens > 0) {
   text_.slot = kv_.open();
 }

@@ -382,7 +382,6 @@ TEST(DiskStore, KilledAtAnyByteNeverServesHalfAFile) {
       Process p(fs);
       fs.kill_after_bytes(n);
       remember(p.kv, p.cache, text, {1 * kPage, 3 * kPage});
-      p.disk.drop_queued();
     }
     fs.restart();
     Process p(fs);
