@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_serve.h"
 #include "cli/common.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
@@ -332,6 +333,9 @@ int bench_memory(const Options& options) {
 }
 
 int run(const Options& options) {
+  if (options.what.empty()) {
+    throw CLI::RequiredError("WHAT: kernels, decode, prefill, memory or serve");
+  }
   if (options.what == "kernels") return bench_kernels(options);
   if (options.what == "decode") return bench_decode(options);
   if (options.what == "prefill") return bench_prefill(options);
@@ -343,7 +347,6 @@ Action add(CLI::App& app) {
   app.add_option("WHAT", options->what,
                  "kernels: dot products in every weight format; decode, prefill: one sequence; "
                  "memory: where it goes")
-      ->required()
       ->check(CLI::IsMember({"kernels", "decode", "prefill", "memory"}));
   app.add_option("--context", options->context, "tokens of the prompt")
       ->check(CLI::PositiveNumber)
@@ -361,17 +364,22 @@ Action add(CLI::App& app) {
   app.add_flag("--quick", options->quick, "kernels: fewer repetitions");
   app.add_flag("--json", options->json, "print JSON");
   add_model_options(app, options->model);
-  return [options] { return run(*options); };
+  // A subcommand of its own, since it shares no option with the others.
+  const Action serve = add_bench_serve(app);
+  const CLI::App* serve_app = app.get_subcommand("serve");
+  return [options, serve, serve_app] { return serve_app->parsed() ? serve() : run(*options); };
 }
 
 }  // namespace
 
 const Subcommand kBench{
-    "bench", "Time this machine: kernels, decoding, prefill, and the share of what is possible",
+    "bench",
+    "Time this machine: kernels, decoding, prefill, a server, and the share of what is possible",
     "  hadal bench kernels --quick\n"
     "  hadal bench decode --model flash-4 --context 4096 --tokens 64\n"
     "  hadal bench prefill --model flash-4 --context 2048 --json\n"
     "  hadal bench memory --context 8192\n"
+    "  hadal bench serve --help\n"
     "\n"
     "Bounds are measured on the spot. A model that fits into the caches reads faster than memory,\n"
     "so its share of the bandwidth may be above 100 %.",
