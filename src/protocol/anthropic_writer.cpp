@@ -75,7 +75,7 @@ class MessagesWriter final : public ResponseWriter {
     return take();
   }
 
-  std::string body() const override {
+  [[nodiscard]] std::string body() const override {
     if (error_) return error_body(Api::messages, *error_, {});
     JsonWriter out;
     write_message(out, true);

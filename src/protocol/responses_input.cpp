@@ -190,7 +190,9 @@ Json with_previous_response(const Json& body, const Json& previous_body,
   auto* members = std::get_if<Json::Object>(&out.value);
   if (members == nullptr) return out;  // whoever parses it says what is wrong
   for (Json::Member& member : *members) {
-    if (member.key == "input") member.value = Json(std::move(items));
+    if (member.key != "input") continue;
+    member.value = Json(std::move(items));
+    break;
   }
   return out;
 }

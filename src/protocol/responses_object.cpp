@@ -39,7 +39,9 @@ void write_call(JsonWriter& out, const ResponsesItem& item, bool is_empty) {
   out.member("call_id", item.call_id).member("name", item.tool.name);
   if (!item.tool.name_space.empty()) out.member("namespace", item.tool.name_space);
   if (item.tool.is_custom) {
-    out.member("input", is_empty ? std::string() : custom_input(text));
+    // Half of the JSON around an input is no input.
+    const bool has_input = !is_empty && item.is_complete;
+    out.member("input", has_input ? custom_input(text) : std::string());
   } else {
     out.member("arguments", text);
   }

@@ -88,10 +88,10 @@ void read_without_effect(Fields& body) {
 // OpenAI's.
 Json echo(const Json& body, const ApiRequest& request) {
   Json::Object out;
-  const auto sent = [&](const char* key, Json otherwise) {
+  const auto sent = [&](const char* key, const Json& otherwise) {
     const Json* value = body.find(key);
     const bool is_there = value != nullptr && !value->is_null();
-    out.push_back({key, is_there ? *value : std::move(otherwise)});
+    out.push_back({key, is_there ? *value : otherwise});
   };
   sent("instructions", {});
   sent("max_output_tokens", {});

@@ -135,6 +135,7 @@ void read_choice(const Json* choice, const std::string& path, ApiRequest& reques
     refuse_field(list_path, "is empty; tool_choice \"none\" is how to allow no tool");
   }
   std::vector<std::string> names;
+  names.reserve(list.size());
   for (std::size_t i = 0; i < list.size(); ++i) {
     names.push_back(chosen_name(list[i], fmt::format("{}[{}]", list_path, i)));
   }

@@ -86,7 +86,7 @@ class ResponsesWriter final : public ResponseWriter {
     return take();
   }
 
-  std::string body() const override {
+  [[nodiscard]] std::string body() const override {
     // A response in the background is asked for later, and then has its failure to tell.
     if (outcome_.error && !background_) return error_body(Api::responses, *outcome_.error, {});
     JsonWriter out;
@@ -216,15 +216,18 @@ class ResponsesWriter final : public ResponseWriter {
     delta_logprobs_ = std::exchange(pending_logprobs_, {});
   }
 
-  // A call that was cut off stays open for ever: nobody must execute it.
+  // A call that was cut off is done, because clients insist, but its arguments never are: nobody
+  // must execute it.
   void close_item(ItemStatus status) {
     send_pending();
     if (!std::exchange(is_open_, false)) return;
     ResponsesItem& item = items_.back();
     if (item.kind == Kind::message) take_logprobs(item);
     delta_logprobs_.clear();
-    if (!stream_ || !item.is_complete) return;
-    if (item.kind == Kind::call) {
+    if (!stream_) return;
+    if (!item.is_complete) {
+      status = ItemStatus::incomplete;
+    } else if (item.kind == Kind::call) {
       close_call(item);
     } else {
       const bool is_message = item.kind == Kind::message;
