@@ -38,15 +38,16 @@ class Grammar {
   [[nodiscard]] RuleId root(std::size_t i = 0) const { return roots_[i]; }
 
   [[nodiscard]] std::shared_ptr<const StateMask> state_mask(StateId state) const;
-  // The tokens that may follow. Leaves `stacks` as it was.
+  // The tokens that may follow `stacks`, which stand on one level and are left as they were.
   [[nodiscard]] std::shared_ptr<const MaskWords> mask(Stacks& stacks) const;
+  // The same without looking whether it is remembered.
+  [[nodiscard]] MaskWords compute_mask(Stacks& stacks) const;
 
  private:
   struct DigestHash {
     std::size_t operator()(const Stacks::Digest& d) const { return d.a; }
   };
   [[nodiscard]] StateMask compute_state_mask(StateId state) const;
-  [[nodiscard]] MaskWords compute_mask(Stacks& stacks) const;
   void walk(std::span<const TrieNode> nodes, Stacks& stacks, MaskWords& allowed) const;
 
   Tables tables_;

@@ -169,7 +169,10 @@ namespace {
 class KeyTrie {
  public:
   KeyTrie(GrammarBuilder& builder, const KeyForm& form) : builder_(builder), form_(form) {
-    if (form.extra) extra_.emplace(builder, form.extra->form);
+    if (!form.extra) return;
+    TextForm rest = form.extra->form;  // behind a first character, so never too short
+    rest.min_length = 0;
+    extra_.emplace(builder, rest);
   }
 
   StateId build() {

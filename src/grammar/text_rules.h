@@ -74,7 +74,7 @@ struct KeyForm {
   struct Extra {
     StateId end;
     std::int32_t need;  // of their values, in the rule
-    TextForm form;
+    TextForm form;      // min_length: 0 or 1
   };
   std::optional<Extra> extra;
 };

@@ -3,14 +3,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace hadal::grammar {
 
 class SchemaCheck {
  public:
-  using Json = nlohmann::ordered_json;
+  // Of wide floats: a number may have three digits of exponent.
+  using Json = nlohmann::basic_json<nlohmann::ordered_map, std::vector, std::string, bool,
+                                    std::int64_t, std::uint64_t, long double>;
   explicit SchemaCheck(const std::string& schema) : root_(Json::parse(schema)) {}
 
   [[nodiscard]] bool valid(const Json& value) const { return valid(value, root_); }
@@ -18,7 +22,8 @@ class SchemaCheck {
  private:
   static bool is_type(const Json& v, const std::string& type) {
     // Integers of more than 64 bits are read as floats.
-    if (type == "integer") return v.is_number() && std::trunc(v.get<double>()) == v.get<double>();
+    if (type == "integer")
+      return v.is_number() && std::trunc(v.get<long double>()) == v.get<long double>();
     if (type == "number") return v.is_number();
     if (type == "string") return v.is_string();
     if (type == "boolean") return v.is_boolean();
@@ -64,10 +69,10 @@ class SchemaCheck {
       if (word == "maxLength") return length(v.get<std::string>()) <= arg.get<std::size_t>();
     }
     if (v.is_number()) {
-      if (word == "minimum") return v.get<double>() >= arg.get<double>();
-      if (word == "maximum") return v.get<double>() <= arg.get<double>();
-      if (word == "exclusiveMinimum") return v.get<double>() > arg.get<double>();
-      if (word == "exclusiveMaximum") return v.get<double>() < arg.get<double>();
+      if (word == "minimum") return v.get<long double>() >= arg.get<long double>();
+      if (word == "maximum") return v.get<long double>() <= arg.get<long double>();
+      if (word == "exclusiveMinimum") return v.get<long double>() > arg.get<long double>();
+      if (word == "exclusiveMaximum") return v.get<long double>() < arg.get<long double>();
     }
     return true;
   }

@@ -66,7 +66,7 @@ inline std::vector<TokenId> allowed_tokens(const TokenMask& mask) {
 inline TokenId pick(const std::vector<TokenId>& allowed, std::size_t n_drawn, Rng& rng) {
   const io::Tokenizer& tokenizer = bootstrap_tokenizer();
   if (n_drawn > 60 && (n_drawn > 400 || rng.next_below(3) == 0)) {
-    for (const char* closing : {"\"", "}", "]", "</"}) {
+    for (const char* closing : {"\"", "}", "]", "null"}) {
       const auto id = tokenizer.token_id(closing);
       if (id && std::find(allowed.begin(), allowed.end(), *id) != allowed.end()) return *id;
     }
