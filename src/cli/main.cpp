@@ -19,8 +19,8 @@ namespace {
 
 constexpr int kFailure = 1, kUsage = 2;
 
-const Subcommand* const kSubcommands[] = {&kChat,    &kGenerate, &kLogits,     &kTokenize,
-                                          &kInspect, &kQuantize, &kSynthesize, &kBench};
+const Subcommand* const kSubcommands[] = {&kChat,    &kServe,    &kGenerate,   &kLogits, &kTokenize,
+                                          &kInspect, &kQuantize, &kSynthesize, &kBench,  &kReplay};
 
 std::string version_text() {
   std::string text = fmt::format("hadal {}\nbackends: cpu\ninstruction sets:", HADAL_VERSION);

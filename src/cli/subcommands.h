@@ -11,6 +11,8 @@ extern const Subcommand kGenerate;
 extern const Subcommand kInspect;
 extern const Subcommand kLogits;
 extern const Subcommand kQuantize;
+extern const Subcommand kReplay;
+extern const Subcommand kServe;
 extern const Subcommand kSynthesize;
 extern const Subcommand kTokenize;
 

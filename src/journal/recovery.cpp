@@ -54,7 +54,7 @@ class LogReader {
     return Error(
         ErrorCode::corrupt_data,
         fmt::format("journal segment {}: {}. Keep a copy of the directory; then either "
-                    "repair it (hadal replay --repair, or hadal serve --wal-repair), which "
+                    "repair it (hadal replay --repair, or hadal serve --journal-repair), which "
                     "closes the streams that lost tokens with an error, or start with "
                     "another directory",
                     (directory_ / name).string(), sentence));

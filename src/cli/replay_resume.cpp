@@ -1,0 +1,82 @@
+// hadal replay --resume: the server's recovery without its sockets.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cli/generation.h"
+#include "cli/interrupt.h"
+#include "cli/replay.h"
+#include "core/error.h"
+#include "engine/engine.h"
+#include "engine/journal_log.h"
+#include "grammar/grammar_cache.h"
+#include "journal/writer.h"
+#include "server/app.h"
+
+namespace hadal::cli {
+
+int resume_journal(const Path& directory, const ModelOptions& model) {
+  FileSystem& fs = FileSystem::real();
+  // Before the model is loaded: a directory that a server works in is refused at once.
+  journal::Recovery recovered = journal::recover(fs, directory);
+  std::vector<std::string> names;
+  for (const journal::Stream* stream : recovered.unfinished()) {
+    // Those that cannot go on are closed by the Writer.
+    if (stream->fault.empty() && !stream->cancelled) names.push_back(stream->open.name);
+  }
+  if (names.empty()) {
+    print("nothing is unfinished\n");
+    return 0;
+  }
+  const auto loaded = model.load();
+  // As hadal serve would have it, so that the fingerprint is the same.
+  server::ServedModel served =
+      server::served_model(*loaded, {.id = {},
+                                     .numerics = model.numerics,
+                                     .version = HADAL_VERSION,
+                                     .defaults = GenerationOptions{}.sampling(*loaded)});
+  grammar::GrammarCache grammars(served.tokenizer);
+  const server::KeyRing keys;
+  // The engine and the log hold streams of the App: it goes last, and is stopped first.
+  server::App app({.log = [](const std::string& line) { remark(line); }}, keys);
+  engine::Runtime runtime(model.run.threads);
+  journal::Writer writer(fs, directory, {}, recovered);
+  engine::JournalLog log(writer);
+  engine::Engine engine(runtime, *loaded, {.numerics = model.resolved_numerics()}, &log);
+  server::EngineGenerator generator(engine);
+  struct Stop {
+    server::App& app;
+    ~Stop() { app.stop(); }
+  };
+  const Stop stop{app};
+
+  const InterruptGuard guard;
+  const std::size_t n_resumed = app.start({.model = std::move(served),
+                                           .generator = &generator,
+                                           .journal = &writer,
+                                           .grammars = &grammars},
+                                          names);
+  remark(fmt::format("{} of {} unfinished streams go on; the others were not resumable", n_resumed,
+                     names.size()));
+  while (app.n_unfinished() > 0 && !InterruptGuard::flag()) {
+    (void)app.wait_drained(std::chrono::milliseconds(200));
+  }
+  const bool durable = writer.flush();
+  for (const std::string& name : names) {
+    const auto info = writer.find(name);
+    if (!info) continue;
+    std::string ends;
+    for (const auto& choice : info->choices) {
+      ends += fmt::format(" {}", choice.close ? journal::to_string(*choice.close) : "unfinished");
+    }
+    print(fmt::format("{}: {} tokens,{}\n", name, info->n_tokens, ends));
+  }
+  flush_stdout();
+  if (!durable) throw Error(ErrorCode::io, writer.failure());
+  return app.n_unfinished() > 0 ? kInterruptedStatus : 0;
+}
+
+}  // namespace hadal::cli
