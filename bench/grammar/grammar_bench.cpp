@@ -99,14 +99,14 @@ std::shared_ptr<const Grammar> compile() {
 
 // Places in a text of the schema.
 const std::vector<std::string> kPlaces{
-    "{",                                       // before a key
-    R"({"na)",                                 // inside a key
-    R"({"name": ")",                           // at a string's beginning
-    R"({"name": "some text, and)",             // inside a string
-    R"({"name": "x", "age": 1)",               // inside a number
-    R"({"name": "x", "tags": ["a", "b)",       // inside a string in an array
-    R"({"child": {"child": {"name": "x"}, )",  // between members, inside objects
-    R"({"short": "some)",                      // a string of bounded length
+    "{",                                                 // before a key
+    R"({"na)",                                           // inside a key
+    R"({"name": ")",                                     // at a string's beginning
+    R"({"name": "some text, and)",                       // inside a string
+    R"({"name": "x", "age": 1)",                         // inside a number
+    R"({"name": "x", "tags": ["a", "b)",                 // inside a string in an array
+    R"({"child": {"child": {"name": "x", "age": 2}, )",  // between members, inside objects
+    R"({"short": "some)",                                // a string of bounded length
 };
 
 void position(benchmark::State& state, Matcher& matcher) {

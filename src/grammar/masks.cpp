@@ -13,30 +13,40 @@ void allow(MaskWords& words, TokenId id) {
   words[static_cast<std::size_t>(id) / 64] |= std::uint64_t{1} << (id % 64);
 }
 
-// The nodes above `wanted` ones, and these, as a trie of their own.
-std::vector<TrieNode> pruned(std::span<const TrieNode> nodes, const std::vector<bool>& wanted) {
-  std::vector<TrieNode> out;
-  std::vector<std::uint32_t> path;     // in `nodes`
-  std::vector<std::uint32_t> written;  // in `out`, of the first entries of `path`
-  const auto close_to = [&](std::size_t depth) {
-    for (; written.size() > depth; written.pop_back()) {
-      out[written.back()].skip = static_cast<std::uint32_t>(out.size());
-    }
-    path.resize(std::min(path.size(), depth));
-  };
-  for (std::uint32_t i = 0; i < nodes.size(); ++i) {
-    close_to(nodes[i].depth);
-    path.push_back(i);
-    if (!wanted[i]) continue;
-    for (std::size_t d = written.size(); d < path.size(); ++d) {
-      written.push_back(static_cast<std::uint32_t>(out.size()));
-      out.push_back(nodes[path[d]]);
-      if (d + 1 < path.size()) out.back().token = -1;
+// Nodes that are wanted, with those above them, as a trie of their own. A walk shows it every node
+// that it comes to.
+class PrunedTrie {
+ public:
+  void visit(const TrieNode& node) {
+    close_to(node.depth);
+    path_.resize(node.depth);
+    path_.push_back(&node);
+  }
+  // The node visited last.
+  void want() {
+    for (std::size_t depth = written_.size(); depth < path_.size(); ++depth) {
+      written_.push_back(static_cast<std::uint32_t>(nodes_.size()));
+      nodes_.push_back(*path_[depth]);
+      if (depth + 1 < path_.size()) nodes_.back().token = -1;
     }
   }
-  close_to(0);
-  return out;
-}
+  [[nodiscard]] std::vector<TrieNode> finish() {
+    close_to(0);
+    nodes_.shrink_to_fit();
+    return std::move(nodes_);
+  }
+
+ private:
+  void close_to(std::size_t depth) {
+    for (; written_.size() > depth; written_.pop_back()) {
+      nodes_[written_.back()].skip = static_cast<std::uint32_t>(nodes_.size());
+    }
+  }
+
+  std::vector<TrieNode> nodes_;
+  std::vector<const TrieNode*> path_;   // to the node visited last
+  std::vector<std::uint32_t> written_;  // the first of these, in nodes_
+};
 
 }  // namespace
 
@@ -53,10 +63,11 @@ StateMask Grammar::compute_state_mask(StateId state) const {
   StateMask mask;
   mask.allowed.resize(static_cast<std::size_t>((trie_->vocab_size() + 63) / 64));
   std::size_t n_allowed = 0;
-  std::vector<bool> wanted;         // nodes whose tokens depend on the callers
+  PrunedTrie dependent;             // tokens that depend on the callers
   std::uint32_t escaped_until = 0;  // tokens before this node have left the rule on some way
   for (std::uint32_t i = 0; i < nodes.size();) {
     const TrieNode& node = nodes[i];
+    dependent.visit(node);
     while (stacks.n_levels() > node.depth + std::size_t{1}) stacks.back();
     const bool alive = stacks.step(node.byte);
     if (stacks.escaped()) escaped_until = std::max(escaped_until, node.skip);
@@ -68,14 +79,13 @@ StateMask Grammar::compute_state_mask(StateId state) const {
         allow(mask.allowed, node.token);
         ++n_allowed;
       } else if (alive || i < escaped_until) {
-        if (wanted.empty()) wanted.resize(nodes.size());
-        wanted[i] = true;
+        dependent.want();
       }
     }
     i = alive || i < escaped_until ? i + 1 : node.skip;
   }
   mask.reach = stacks.reach();
-  if (!wanted.empty()) mask.dependent = pruned(nodes, wanted);
+  mask.dependent = dependent.finish();
   if (n_allowed <= kFew) {
     for (std::size_t w = 0; w < mask.allowed.size(); ++w) {
       for (std::uint64_t bits = mask.allowed[w]; bits != 0; bits &= bits - 1) {
