@@ -68,6 +68,7 @@ const DiskIndex::File* DiskIndex::oldest() const {
 
 std::vector<const DiskIndex::File*> DiskIndex::files() const {
   std::vector<const File*> files;
+  files.reserve(files_.size());
   for (const auto& [name, file] : files_) files.push_back(&file);
   return files;
 }

@@ -150,6 +150,7 @@ std::int64_t DiskStore::read_pages(std::span<const ChainKey> keys, std::span<con
                     path.string() + ": it holds pages of other tokens than its name says");
       }
       std::vector<std::span<std::byte>> buffers;
+      buffers.reserve(n);
       for (std::size_t i = 0; i < n; ++i) {
         buffers.emplace_back(into[done + i]->bytes(), into[done + i]->nbytes());
       }

@@ -25,8 +25,7 @@ class PrefixTree {
     std::shared_ptr<const Snapshot> snapshot;  // at the end of this page; or null
     std::uint32_t page_crc = 0, snapshot_crc = 0;
 
-   private:
-    friend class PrefixTree;
+    // The tree's own bookkeeping.
     std::int64_t n_children = 0;
     std::int64_t n_pins = 0;  // pinned nodes at or below this one
     bool pinned = false;

@@ -139,7 +139,7 @@ TEST(DiskStore, CorruptByteAnywhereIsNoticedAndNeverServed) {
     // Without the first state the last one serves as before.
     const bool spare = header.kind == KvFileKind::snapshot && header.position == kPage;
     const std::int64_t best = spare ? 3 * kPage : kPage;
-    for (std::size_t at = 0; at < good.size(); at += at < 400 ? 1 : 997) {
+    for (std::size_t at = 0; at < good.size(); at += at < 128 ? 1 : at < 512 ? 17 : 1999) {
       std::string bad = good;
       bad[at] = static_cast<char>(bad[at] ^ 0x10);
       fs.set_content(file, bad);
