@@ -37,8 +37,9 @@ EngineOptions checked(EngineOptions options, const LoadedModel& loaded,
   positive(options.max_long_prefills, "max_long_prefills");
   positive(options.page_tokens, "page_tokens");
   if (disk != nullptr) {
-    options.snapshot_interval = cache::snapshot_interval(disk->strategy(), options.page_tokens,
-                                                         options.snapshot_interval);
+    const cache::KvLayout layout(loaded.config, options.numerics, options.page_tokens, 0);
+    options.snapshot_interval =
+        cache::snapshot_interval(disk->strategy(), layout.page_tokens, options.snapshot_interval);
   }
   return options;
 }
