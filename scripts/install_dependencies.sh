@@ -22,8 +22,9 @@ optional=()
 case $what in
   build) ;;
   test | tidy)
-    packages+=(libgtest-dev libgmock-dev libbenchmark-dev ccache)
-    optional+=(clang-format-19)
+    packages+=(libgtest-dev libgmock-dev libbenchmark-dev ccache python3-venv)
+    # Ubuntu's chromium is a snap, which a container cannot run; the page's tests are skipped there.
+    optional+=(clang-format-19 chromium chromium-driver)
     if [[ $what == tidy ]]; then packages+=(clang-tidy-19); fi
     ;;
   *)
