@@ -122,6 +122,11 @@ engine::SamplingParams sampling_of(const ApiRequest& request, const ServedModel&
     set(params.frequency_penalty, wanted.frequency_penalty);
   }
   for (const auto& [id, bias] : wanted.logit_bias) {
+    if (id < 0 || id >= model.vocab_size) {
+      throw invalid_request(fmt::format("logit_bias: token id {} is outside the vocabulary [0, {})",
+                                        id, model.vocab_size),
+                            "logit_bias");
+    }
     params.logit_bias[id] = static_cast<float>(bias);
   }
   params.seed = wanted.seed.value_or(seed);
