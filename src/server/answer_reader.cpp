@@ -1,5 +1,6 @@
 #include "server/answer_reader.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "protocol/chat_format.h"
@@ -14,6 +15,7 @@ AnswerForm answer_form(const ApiRequest& request, const ServedModel& model,
   form.stops = request.stop;
   form.skip_special_tokens = request.skip_special_tokens;
   if (request.api == Api::completions) return form;
+  if (request.ignore_eos) form.silent = model.chat_stop_tokens;
   DsmlOptions dsml;
   dsml.profile = model.profile;
   dsml.in_reasoning = in_reasoning;
@@ -59,6 +61,7 @@ void AnswerReader::feed(TokenId token, bool is_stop_token, std::vector<DsmlEvent
   }
   if (stopped_) return;
   if (in_reasoning_ && !closes_reasoning) ++n_reasoning_tokens_;
+  if (std::ranges::find(form_.silent, token) != form_.silent.end()) return;
   const std::string_view bytes = tokenizer_.token_bytes(token);
   if (parser_) {
     parser_->feed(bytes, parsed);

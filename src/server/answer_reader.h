@@ -25,6 +25,8 @@ struct AnswerForm {
   bool single_call = false;         // ends with its first complete call
   bool skip_special_tokens = true;  // without `dsml`: leave them out of the text
   TokenId think_close = -1;
+  // Under ignore_eos, tokens that would end an answer: they are drawn and counted, and say nothing.
+  std::vector<TokenId> silent;
 };
 [[nodiscard]] AnswerForm answer_form(const protocol::ApiRequest& request, const ServedModel& model,
                                      protocol::DsmlInReasoning in_reasoning);

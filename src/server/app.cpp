@@ -65,6 +65,7 @@ App::~App() {
 
 void App::stop() {
   tasks_.stop();
+  pumps_.stop();
 }
 
 std::size_t App::start(Backend backend, std::span<const std::string> unfinished) {

@@ -158,7 +158,8 @@ class App {
   Admission admission_;
   StreamRegistry registry_;
   StreamEvents events_;
-  TaskQueue tasks_;
+  TaskQueue tasks_;     // requests
+  TaskQueue pumps_{1};  // events out: no long prompt is in their way
   std::optional<Backend> backend_;
   std::atomic<bool> loaded_{false}, draining_{false};
   const std::int64_t started_;

@@ -202,7 +202,7 @@ void App::generate(Call& call) {
 }
 
 std::shared_ptr<LiveStream> App::make_stream(StreamInfo info) {
-  return std::make_shared<LiveStream>(std::move(info), *backend_->generator, tasks_, events_,
+  return std::make_shared<LiveStream>(std::move(info), *backend_->generator, pumps_, events_,
                                       options_.output_bytes);
 }
 

@@ -102,7 +102,10 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
     streams[i] = n_parts == 1 ? std::move(first) : there.journal->read(part_name(id, n_parts, i));
     engine::Request& r = prepared.parts[i].request;
     // As it was rendered then: what is known about its answers may have changed since.
-    if (streams[i]) r.prompt = streams[i]->open.prompt;
+    if (streams[i] && r.prompt != streams[i]->open.prompt) {
+      r.prompt = streams[i]->open.prompt;
+      r.snapshot_positions.clear();
+    }
     plan->prompts.push_back(r.prompt);
   }
   StreamInfo info{.id = id,

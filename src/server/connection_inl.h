@@ -41,6 +41,8 @@ class StreamConnection final : public Connection,
   void start() override {
     SysError ignored;
     socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+    socket().set_option(
+        asio::socket_base::send_buffer_size(static_cast<int>(limits_.send_buffer_bytes)), ignored);
     const auto endpoint = socket().remote_endpoint(ignored);
     if (!ignored) remote_ = endpoint.address().to_string();
     asio::dispatch(stream_.get_executor(), [self = this->shared_from_this()] { self->open(); });
@@ -375,7 +377,7 @@ class StreamConnection final : public Connection,
   void refuse(int status, const std::string& message) {
     HttpResponse response;
     if (context_->options.refusal) {
-      const bool has_path = parser_ && parser_->is_header_done();
+      const bool has_path = parser_ && !parser_->get().target().empty();
       response = context_->options.refusal(status, message, has_path ? take_head().path : "");
     } else {
       response = {.status = status,

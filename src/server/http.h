@@ -70,7 +70,8 @@ using Handler = std::function<void(std::shared_ptr<Exchange>)>;
 struct HttpLimits {
   std::size_t header_bytes = std::size_t{32} << 10;
   std::size_t body_bytes = std::size_t{64} << 20;
-  std::size_t output_bytes = std::size_t{1} << 20;  // a slower reader counts as stalled
+  std::size_t output_bytes = std::size_t{1} << 20;         // a slower reader counts as stalled
+  std::size_t send_buffer_bytes = std::size_t{256} << 10;  // the kernel's; it would grow to MiBs
   std::size_t read_ahead_bytes = std::size_t{64} << 10;
   std::size_t max_connections = 4096;
   std::int64_t header_ms = 15'000;    // from the first byte to the end of the headers

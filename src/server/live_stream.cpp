@@ -345,6 +345,12 @@ void LiveStream::end(Reader& reader) {
     reader.exchange->end();
     return;
   }
+  if (failure) {
+    // Its headers went out with a keep-alive: all that is left is the body.
+    reader.exchange->write(error_body(api, *failure, info_.request_id));
+    reader.exchange->end();
+    return;
+  }
   ResponseStream::Events events;
   if (!std::exchange(reader.prompted, true)) reader.stream.begin(prompt_usage(), events);
   reader.stream.finish(finishes, events);
