@@ -9,7 +9,7 @@ namespace hadal {
 namespace {
 
 TEST(Metrics, PrintsPrometheusText) {
-  MetricsRegistry registry({{"model_name", "m"}});
+  MetricsRegistry registry(MetricLabels{{"model_name", "m"}});
   registry.counter("a_total", "how often").add(3);
   registry.counter("by_rule_total", "per rule", {{"rule", "R\"1\\\n"}}).add();
   registry.gauge("level", "now").set(0.25);
