@@ -117,6 +117,7 @@ void engine_step(benchmark::State& state) {
 }
 BENCHMARK(engine_step)
     ->ArgsProduct({{-1, 0, 1, 2}, {2000, 10000}})
+    ->MeasureProcessCPUTime()
     ->UseRealTime()
     ->Unit(benchmark::kMicrosecond)
     ->MinTime(2);

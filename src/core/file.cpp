@@ -111,7 +111,7 @@ class PosixReadableFile final : public ReadableFile {
       throw Error(ErrorCode::io, fmt::format("cannot read {}: not a regular file", path_.string()));
     }
   }
-  std::size_t read(std::uint64_t offset, std::span<std::byte> into) const override {
+  [[nodiscard]] std::size_t read(std::uint64_t offset, std::span<std::byte> into) const override {
     std::size_t done = 0;
     while (done < into.size()) {
       const ssize_t n = ::pread(fd_.get(), into.data() + done, into.size() - done,
@@ -125,7 +125,7 @@ class PosixReadableFile final : public ReadableFile {
     }
     return done;
   }
-  std::uint64_t size() const override {
+  [[nodiscard]] std::uint64_t size() const override {
     struct stat status{};
     if (::fstat(fd_.get(), &status) != 0) throw_errno("stat", path_);
     return static_cast<std::uint64_t>(status.st_size);
@@ -164,8 +164,8 @@ class PosixFileSystem final : public FileSystem {
     if (::fsync(directory.get()) != 0) throw_errno("sync directory", path);
   }
   std::shared_ptr<void> lock(const Path& path) override {
-    auto fd = std::make_shared<FileDescriptor>(
-        ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    auto fd =
+        std::make_shared<FileDescriptor>(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
     if (fd->get() < 0) throw_errno("create", path);
     if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
       if (errno != EWOULDBLOCK) throw_errno("lock", path);

@@ -107,28 +107,36 @@ void LogThread::adopt(const Recovery& recovered) {
 
 // --- other threads ---
 
-std::optional<LocalId> LogThread::reserve(const OpenRecord& record) {
-  const std::lock_guard lock(mutex_);
-  const auto [it, is_new] = names_.try_emplace(record.name, next_local_);
-  if (!is_new) return std::nullopt;
-  const LocalId local = next_local_++;
-  index_[local].info = {.name = record.name,
-                        .local = local,
-                        .api = record.api,
-                        .response_id = record.response_id,
-                        .principal = record.principal,
-                        .created = record.created,
-                        .resumable = record.resumable,
-                        .request_sha256 = record.request_sha256,
-                        .fingerprint = record.fingerprint,
-                        .choices = std::vector<StreamInfo::Choice>(record.n_choices)};
+std::optional<LocalId> LogThread::open(const OpenRecord& record, std::vector<std::byte> payload,
+                                       std::function<void()> written) {
+  LocalId local = 0;
+  {
+    // Named and handed in at once: whoever finds the stream can wait for it.
+    const std::lock_guard lock(mutex_);
+    const auto [it, is_new] = names_.try_emplace(record.name, next_local_);
+    if (!is_new) return std::nullopt;
+    local = next_local_++;
+    index_[local].info = {.name = record.name,
+                          .local = local,
+                          .api = record.api,
+                          .response_id = record.response_id,
+                          .principal = record.principal,
+                          .created = record.created,
+                          .resumable = record.resumable,
+                          .request_sha256 = record.request_sha256,
+                          .fingerprint = record.fingerprint,
+                          .choices = std::vector<StreamInfo::Choice>(record.n_choices)};
+    set_local(payload, local);
+    stats_.pending_commits += 1;
+    queue_.push_back({.task = OpenTask{.local = local,
+                                       .keep_logprobs = record.keep_logprobs,
+                                       .n_choices = record.n_choices,
+                                       .name = record.name,
+                                       .payload = std::move(payload)},
+                      .done = std::move(written)});
+  }
+  wake_.notify_one();
   return local;
-}
-
-void LogThread::release(LocalId local) {
-  const std::lock_guard lock(mutex_);
-  names_.erase(index_.at(local).info.name);
-  index_.erase(local);
 }
 
 void LogThread::submit(Work work) {
@@ -207,7 +215,7 @@ std::optional<Stream> LogThread::read(const std::string& name) {
 
 // --- the log's thread ---
 
-void LogThread::run() noexcept {
+void LogThread::run() {
   std::deque<Work> batch;
   for (;;) {
     {

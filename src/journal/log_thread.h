@@ -58,9 +58,10 @@ class LogThread {
   LogThread(const LogThread&) = delete;
   LogThread& operator=(const LogThread&) = delete;
 
-  // Takes the name and gives it a number; nothing when it is taken.
-  [[nodiscard]] std::optional<LocalId> reserve(const OpenRecord& record);
-  void release(LocalId local);  // undoes reserve
+  // Takes the name, gives the stream a number and hands its OPEN in; nothing when it is taken.
+  [[nodiscard]] std::optional<LocalId> open(const OpenRecord& record,
+                                            std::vector<std::byte> payload,
+                                            std::function<void()> written);
   void submit(Work work);
   void submit_and_wait(decltype(Work::task) task);
 
@@ -93,7 +94,7 @@ class LogThread {
   };
 
   void adopt(const Recovery& recovered);
-  void run() noexcept;
+  void run();  // nothing it calls may throw: that would be the end of the process
   void process(std::deque<Work>& batch);
   void publish(const std::deque<Work>& batch);
   void log_batch(std::deque<Work>& batch);

@@ -124,6 +124,10 @@ Bytes encode(const OpenRecord& record) {
   return out.take();
 }
 
+void set_local(std::span<std::byte> open_payload, LocalId local) {
+  std::memcpy(open_payload.data(), &local, sizeof local);  // its first field
+}
+
 OpenRecord decode_open(std::span<const std::byte> payload) {
   PayloadReader in(payload);
   OpenRecord record;

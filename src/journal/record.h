@@ -127,6 +127,8 @@ struct TableRecord {
 [[nodiscard]] std::vector<std::byte> encode(const CloseRecord& record);
 [[nodiscard]] std::vector<std::byte> encode(const CancelRecord& record);
 [[nodiscard]] std::vector<std::byte> encode(const TableRecord& record);
+// Gives an encoded OPEN its number.
+void set_local(std::span<std::byte> open_payload, LocalId local);
 [[nodiscard]] OpenRecord decode_open(std::span<const std::byte> payload);
 [[nodiscard]] StepRecord decode_step(std::span<const std::byte> payload);
 [[nodiscard]] SnapRecord decode_snap(std::span<const std::byte> payload);

@@ -7,6 +7,21 @@
 
 namespace hadal::journal {
 
+namespace {
+
+// False on a disk with less than a segment left: there records decide for themselves whether they
+// fit.
+bool try_preallocate(WritableFile& file, std::uint64_t nbytes) {
+  try {
+    file.preallocate(nbytes);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
 SegmentLog::SegmentLog(FileSystem& fs, Path directory, const Uuid& log, std::uint64_t next_segment,
                        Lsn next_lsn, std::uint64_t preallocate)
     : fs_(fs),
@@ -25,13 +40,7 @@ void SegmentLog::start_segment(const TableRecord& open_streams) {
   header_.created_ns =
       static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
   file_ = fs_.create(directory_ / segment_name(header_.number));
-  if (preallocate_ > 0) {
-    try {
-      file_->preallocate(preallocate_);
-    } catch (const Error&) {
-      // A disk with less than a segment left: records decide for themselves whether they fit.
-    }
-  }
+  if (preallocate_ > 0 && !try_preallocate(*file_, preallocate_)) preallocate_ = 0;
   const auto head = encode(header_);
   buffer_.assign(head.begin(), head.end());
   size_ = buffer_.size();

@@ -55,21 +55,9 @@ std::optional<LocalId> Writer::open(OpenRecord record, std::function<void()> wri
                 fmt::format("stream \"{}\" has {} choices; the journal takes 1 to {}", record.name,
                             record.n_choices, kMaxChoices));
   }
-  const auto local = impl_->reserve(record);
-  if (!local) return std::nullopt;
-  record.local = *local;
-  try {
-    impl_->submit({.task = OpenTask{.local = record.local,
-                                    .keep_logprobs = record.keep_logprobs,
-                                    .n_choices = record.n_choices,
-                                    .name = record.name,
-                                    .payload = encode(record)},
-                   .done = std::move(written)});
-  } catch (...) {
-    impl_->release(record.local);
-    throw;
-  }
-  return local;
+  if (impl_->local_of(record.name)) return std::nullopt;  // before the work of packing it
+  record.local = 0;
+  return impl_->open(record, encode(record), std::move(written));
 }
 
 void Writer::commit(std::vector<TokenEntry> tokens, std::vector<ChoiceEnd> ends,
