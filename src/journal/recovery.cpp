@@ -123,7 +123,12 @@ class LogReader {
         continue;
       }
       const bool torn = scanner.tail() == SegmentScanner::Tail::torn;
-      if (!torn && commit.empty()) break;
+      if (!torn && commit.empty()) {
+        // What a crash left of the space that was set aside: given back, or every start would read
+        // it again and every crash cost a segment.
+        if (committed < bytes_.size()) truncate(name, committed);
+        break;
+      }
       const std::string sentence =
           torn ? fmt::format("at byte {}, {}", scanner.offset(), scanner.reason())
                : fmt::format("at byte {}, the last commit is not complete", committed);
@@ -150,6 +155,10 @@ class LogReader {
   void cut(const std::string& name, std::uint64_t size, const std::string& sentence) {
     result_.torn_bytes = bytes_.size() - size;
     result_.torn_reason = fmt::format("segment {}: {}", name, sentence);
+    truncate(name, size);
+  }
+
+  void truncate(const std::string& name, std::uint64_t size) {
     if (options_.read_only || tolerate_) return;
     auto file = fs_.open_append(directory_ / name);
     file->truncate(size);
