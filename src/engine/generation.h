@@ -37,7 +37,7 @@ struct Choice {
   std::shared_ptr<const cache::Snapshot> passed;  // the newest page boundary
   std::vector<std::int64_t> snapshot_positions;   // page boundaries ahead, ascending
   std::int64_t exact_from = 0;  // states before are of a replay whose window is not yet filled
-  std::int64_t cached_to = 0;                     // what the prefix cache knows of this text
+  std::int64_t cached_to = 0;   // what the prefix cache knows of this text
 
   [[nodiscard]] bool reading() const { return text.n_unread() > 1 || !has_drawn(); }
   [[nodiscard]] bool has_drawn() const { return text.n_output() > 0; }
