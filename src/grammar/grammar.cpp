@@ -110,12 +110,12 @@ RuleId GrammarBuilder::rule(StateId start) {
 
 void GrammarBuilder::flatten() {
   for (const Draft& draft : drafts_) {
-    State state{.edges = static_cast<std::uint32_t>(tables_.edges.size()),
-                .n_edges = static_cast<std::uint32_t>(draft.edges.size()),
-                .calls = static_cast<std::uint32_t>(tables_.calls.size()),
-                .n_calls = static_cast<std::uint32_t>(draft.calls.size()),
-                .guard = draft.guard,
-                .accepting = draft.accepting};
+    const State state{.edges = static_cast<std::uint32_t>(tables_.edges.size()),
+                      .n_edges = static_cast<std::uint32_t>(draft.edges.size()),
+                      .calls = static_cast<std::uint32_t>(tables_.calls.size()),
+                      .n_calls = static_cast<std::uint32_t>(draft.calls.size()),
+                      .guard = draft.guard,
+                      .accepting = draft.accepting};
     tables_.edges.insert(tables_.edges.end(), draft.edges.begin(), draft.edges.end());
     tables_.calls.insert(tables_.calls.end(), draft.calls.begin(), draft.calls.end());
     tables_.states.push_back(state);

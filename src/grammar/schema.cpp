@@ -252,7 +252,7 @@ void SchemaCompiler::Compiler::finish() {
 
 ObjectSchema SchemaCompiler::Compiler::object() {
   const SchemaJson* schema = &document_.root();
-  std::string place = "#";
+  const std::string place = "#";
   for (int i = 0; i < kMaxResolutions; ++i) {
     if (schema->is_boolean() && schema->get<bool>()) schema = &document_.keep(SchemaJson::object());
     if (!schema->is_object()) bad(place, "found no object, wanted the schema of an object");

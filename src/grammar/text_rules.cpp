@@ -190,8 +190,8 @@ class KeyTrie {
             form_.names.begin() + i, form_.names.end(),
             [&](const std::string& other) { return other.starts_with(prefix); });
         const auto byte = static_cast<unsigned char>(name[at]);
-        Node child = node(i, static_cast<std::uint32_t>(end - form_.names.begin()),
-                          part_after(path.back().part, byte));
+        const Node child = node(i, static_cast<std::uint32_t>(end - form_.names.begin()),
+                                part_after(path.back().part, byte));
         builder_.edge(path.back().state, byte, byte, child.state);
         path.back().taken.set(byte);
         path.push_back(child);
@@ -223,7 +223,8 @@ class KeyTrie {
     return {.state = builder_.guarded_state(guard), .part = part, .is_root = is_root};
   }
 
-  std::optional<CharPart> part_after(std::optional<CharPart> part, unsigned byte) const {
+  [[nodiscard]] std::optional<CharPart> part_after(std::optional<CharPart> part,
+                                                   unsigned byte) const {
     if (!part) return std::nullopt;
     const Style style = extra_ ? form_.extra->form.style : Style::raw;
     for (const CharEdge& edge : char_edges(style, *part)) {

@@ -140,7 +140,7 @@ class Writer {
     return parameters(schema);
   }
 
-  ValueForms anything() const {
+  [[nodiscard]] ValueForms anything() const {
     return {.others = common_.json_in_tags.all_but_strings(),
             .strings = {},
             .any_string = true,
@@ -220,7 +220,7 @@ class Writer {
     } else {
       const std::string end = fmt::format("/{}{}", format_.dsml_mark, format_.parameter_tag);
       std::vector<std::string> texts = forms.string_values;
-      std::erase_if(texts, [&](const std::string& t) { return t.find(end) != t.npos; });
+      std::erase_if(texts, [&](const std::string& t) { return t.find(end) != std::string::npos; });
       if (!texts.empty()) {
         const StateId closing = builder_.state();
         add_choice(builder_, builder_.text(attribute, "true\">"), std::move(texts), '<', closing);
