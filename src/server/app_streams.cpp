@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/error.h"
+#include "engine/journal_log.h"
 #include "protocol/api_json.h"
 #include "protocol/responses_object.h"
 #include "server/api_errors.h"
@@ -128,6 +129,7 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
   for (std::size_t i = 0; i < n_parts; ++i) {
     const auto choices = static_cast<std::size_t>(request.n);
     std::vector<LoggedToken> tokens;
+    std::vector<std::vector<engine::TopLogprob>> top;
     std::vector<std::optional<engine::Finish>> ends(choices);
     std::vector<engine::Request::Drawn> drawn(choices);
     if (streams[i]) {
@@ -135,6 +137,7 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
       for (const journal::TokenEntry& entry : streams[i]->events) {
         tokens.push_back({entry.token, first_choice + entry.choice, entry.logprob.value_or(0),
                           entry.is_stop_token});
+        top.push_back(engine::to_event(entry).top);
         drawn.at(entry.choice).tokens.push_back(entry.token);
       }
       for (std::size_t c = 0; c < choices && c < streams[i]->choices.size(); ++c) {
@@ -148,7 +151,7 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
       }
     }
     rebuilt.parts[i].request.drawn = std::move(drawn);
-    rebuilt.stream->restore(i, std::move(tokens), std::move(ends));
+    rebuilt.stream->restore(i, std::move(tokens), std::move(top), std::move(ends));
   }
   return rebuilt;
 }

@@ -62,11 +62,15 @@ std::shared_ptr<engine::OutputSink> LiveStream::sink(std::size_t part) {
 }
 
 void LiveStream::restore(std::size_t part, std::vector<LoggedToken> tokens,
+                         std::vector<std::vector<engine::TopLogprob>> top,
                          std::vector<std::optional<engine::Finish>> ends) {
   const std::lock_guard lock(log_mutex_);
   Part& p = parts_.at(part);
   p.tokens = std::move(tokens);
-  if (info_.plan->request.top_logprobs > 0) p.top.resize(p.tokens.size());
+  if (info_.plan->request.top_logprobs > 0) {
+    top.resize(p.tokens.size());
+    p.top = std::move(top);
+  }
   ends.resize(p.ends.size());
   p.ends = std::move(ends);
   if (p.ended()) {

@@ -74,8 +74,10 @@ class LiveStream : public std::enable_shared_from_this<LiveStream> {
   // Where the engine is to put what it makes of part `part`.
   [[nodiscard]] std::shared_ptr<engine::OutputSink> sink(std::size_t part);
 
-  // What an earlier process drew. Before anything else.
+  // What an earlier process drew; `top` by token, as far as they were asked for. Before anything
+  // else.
   void restore(std::size_t part, std::vector<LoggedToken> tokens,
+               std::vector<std::vector<engine::TopLogprob>> top,
                std::vector<std::optional<engine::Finish>> ends);
 
   void attach(std::shared_ptr<Exchange> exchange, ReaderOptions options);

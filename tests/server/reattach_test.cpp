@@ -277,6 +277,21 @@ TEST_F(Restart, FinishedStreamsAreReadFromTheJournal) {
   EXPECT_TRUE(generator_->submitted().empty());
 }
 
+TEST_F(Restart, TopLogprobsAreReadFromTheJournal) {
+  begin();
+  TestJson ask = named("l");
+  ask["logprobs"] = true;
+  ask["top_logprobs"] = 3;
+  const auto before = sse_events(post("/v1/chat/completions", ask).body);
+  EXPECT_TRUE(settles());
+  end();
+  EXPECT_EQ(begin(), 0u);
+  const auto after = sse_events(get("/v1/streams/l").body);
+  ASSERT_EQ(after.size(), before.size());
+  for (std::size_t i = 0; i + 2 < after.size(); ++i) EXPECT_EQ(after[i].data, before[i].data);
+  EXPECT_EQ(before[1].json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"].size(), 3u);
+}
+
 TEST_F(Restart, SeveralPromptsAndChoicesResume) {
   scripts_ = {test::answer_tokens("first answer here"), test::answer_tokens("second")};
   begin();
