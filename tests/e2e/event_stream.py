@@ -123,6 +123,18 @@ def constant_part(events):
     return out
 
 
+def by_choice(events):
+    """The same of a response with several choices, which promises each choice and not how they
+    take turns: choices of one request may wait for each other, above all after a restart."""
+    choices, rest = {}, []
+    for _, name, data in constant_part(events):
+        index = None
+        if data != "[DONE]":
+            index = next((c["index"] for c in json.loads(data).get("choices", [])), None)
+        (rest if index is None else choices.setdefault(index, [])).append((name, data))
+    return [item for index in sorted(choices) for item in choices[index]] + rest
+
+
 def n_completion_tokens(events):
     """Of the usage that the response ends with."""
     for event in reversed(events):
