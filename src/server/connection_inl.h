@@ -81,9 +81,8 @@ class StreamConnection final : public Connection,
     ~ExchangeImpl() override {
       if (phase_ == Phase::fresh && !closed_) {
         respond({.status = 500, .headers = {}, .body = "no answer\n", .close = true});
-      } else if (phase_ == Phase::begun) {
-        abort();
       }
+      abort();  // nothing else would end the connection of a client that left
     }
 
     const HttpRequest& request() const override { return request_; }

@@ -186,8 +186,11 @@ void LiveStream::reader_left(const Exchange* exchange) {
     bool last = false;
     {
       const std::lock_guard lock(self->pump_mutex_);
-      const std::size_t n = std::erase_if(
-          self->readers_, [&](const auto& reader) { return reader->exchange.get() == exchange; });
+      const std::size_t n = std::erase_if(self->readers_, [&](const auto& reader) {
+        if (reader->exchange.get() != exchange) return false;
+        self->say_goodbye(*reader);
+        return true;
+      });
       if (n == 0) return;
       self->n_readers_ = static_cast<std::int64_t>(self->readers_.size());
       last = self->readers_.empty();
@@ -201,6 +204,22 @@ void LiveStream::reader_left(const Exchange* exchange) {
     }
     self->pump();
   });
+}
+
+// A client that only half-closed its connection can read why it gets no more.
+void LiveStream::say_goodbye(Reader& reader) {
+  if (reader.begun || reader.done) return;
+  constexpr int kClientClosedRequest = 499;  // nginx's
+  const protocol::ApiError error{
+      .status = kClientClosedRequest,
+      .message =
+          "the client closed its side of the connection, which ends a request; keep it open "
+          "until the response is there, or name a stream_id to come back to"};
+  Headers headers = reader.options.headers;
+  headers.emplace_back("Content-Type", "application/json");
+  reader.exchange->respond({.status = kClientClosedRequest,
+                            .headers = std::move(headers),
+                            .body = error_body(info_.plan->request.api, error, info_.request_id)});
 }
 
 void LiveStream::schedule_pump() {

@@ -133,6 +133,7 @@ class LiveStream : public std::enable_shared_from_this<LiveStream> {
   void write(Reader& reader, const ResponseStream::Events& events);
   void end(Reader& reader);
   void reader_left(const Exchange* exchange);
+  void say_goodbye(Reader& reader);
   void apply_backpressure();
   [[nodiscard]] Headers response_headers(const Reader& reader) const;
   [[nodiscard]] bool all_ended() const;     // under log_mutex_

@@ -304,16 +304,27 @@ TEST_F(AppTest, AnEngineErrorIsA500OrAnErrorEvent) {
 TEST_F(AppTest, AClientThatLeavesCancelsItsGeneration) {
   start();
   generator_->hold_at(1);
+  std::size_t n = 0;
   for (const bool stream : {false, true}) {
-    Client client = connect();
-    client.request("POST", "/v1/chat/completions", chat("Hi", stream).dump());
-    ASSERT_TRUE(
-        generator_->wait([&](auto& g) { return g.submitted_.size() == (stream ? 2u : 1u); }));
-    client.close();
-    ASSERT_TRUE(
-        generator_->wait([&](auto& g) { return g.cancelled_.size() == (stream ? 2u : 1u); }));
+    for (const bool half : {false, true}) {
+      ++n;
+      Client client = connect();
+      client.request("POST", "/v1/chat/completions", chat("Hi", stream).dump());
+      ASSERT_TRUE(generator_->wait([&](auto& g) { return g.n_drawn_ == n; }));
+      if (half) {
+        client.half_close();
+        const Reply reply = client.reply();
+        EXPECT_TRUE(reply.status == 499 || (stream && !reply.whole)) << reply.status;
+        EXPECT_TRUE(client.ends_within(20'000));
+      } else {
+        client.close();
+      }
+      ASSERT_TRUE(generator_->wait([&](auto& g) { return g.cancelled_.size() == n; }));
+    }
   }
   EXPECT_TRUE(settles());
+  for (int i = 0; i < 2000 && server_->n_connections() > 0; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_EQ(server_->n_connections(), 0u);
 }
 
 TEST_F(AppTest, ResumableGenerationsOutliveTheirClient) {

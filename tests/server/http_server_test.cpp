@@ -257,6 +257,22 @@ TEST_F(HttpServerTest, AnAbortedResponseIsNotWhole) {
   EXPECT_FALSE(reply.whole);
 }
 
+TEST_F(HttpServerTest, AConnectionEndsWithAnExchangeThatNobodyAnswers) {
+  start();
+  Client client = connect();
+  client.request("GET", "/hold");
+  ASSERT_NE(held(), nullptr);
+  client.half_close();
+  EXPECT_TRUE(client_left());
+  {
+    const std::lock_guard lock(mutex_);
+    held_.reset();
+  }
+  EXPECT_TRUE(client.ends_within(20'000));
+  for (int i = 0; i < 2000 && server_->n_connections() > 0; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_EQ(server_->n_connections(), 0u);
+}
+
 TEST_F(HttpServerTest, AHandlerThatForgetsToAnswerAnswers500) {
   start();
   EXPECT_EQ(connect().ask("GET", "/drop").status, 500);
