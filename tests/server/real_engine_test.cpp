@@ -131,8 +131,8 @@ TEST_F(RealEngine, ARestartInTheMiddleChangesNothing) {
   Client client(server_->port());
   client.request("POST", "/v1/chat/completions", body.dump());
   ASSERT_NE(client.read_until("story:1"), std::string::npos);
-  steps_to_stand_still_ = 0;
   end();
+  steps_to_stand_still_ = 0;
   while (client.read_more()) {
   }
   std::string seen = client.unread();
