@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 
+#include "core/digest.h"
 #include "core/file.h"
 #include "server/app.h"
 #include "server/generator.h"
@@ -45,6 +46,8 @@ class InstantGenerator final : public server::Generator {
 class FuzzServer {
  public:
   FuzzServer() : app_({.model_name = "m"}, keys_) {
+    // OpenSSL clears itself up at exit; begun before this object is made, it outlives its threads.
+    (void)sha256("");
     const io::Tokenizer tokenizer =
         io::Tokenizer::load(Path(HADAL_SOURCE_DIR) / "models/hadal-bootstrap/tokenizer.json");
     server::ServedModel model{.id = "m",
