@@ -10,7 +10,7 @@ set -euo pipefail
 
 what=${1:-build}
 packages=(g++ cmake ninja-build pkg-config libfmt-dev nlohmann-json3-dev libhwy-dev libpcre2-dev
-  libedit-dev libcli11-dev libssl-dev libzstd-dev libtomlplusplus-dev)
+  libedit-dev libcli11-dev libssl-dev libzstd-dev libtomlplusplus-dev libdnnl-dev)
 # Beast needs Boost 1.81: Debian 12 has it beside its default, Ubuntu 24.04 has 1.83 as its default.
 if apt-cache show libboost1.81-dev >/dev/null 2>&1; then
   packages+=(libboost1.81-dev)

@@ -200,6 +200,7 @@ const std::vector<LibraryRule>& library_rules() {
        "the reader and writer of config.json and the report that inspect --json prints"},
       {"pcre2.h", {"io/"}, "regular expressions are the tokenizer's business"},
       {"hwy/", {"kernels/cpu/"}, "portable SIMD stays in the CPU kernels"},
+      {"oneapi/", {"kernels/cpu/gemm.cpp"}, "oneDNN has one door; kernels call gemm.h"},
       {"immintrin.h", {"kernels/cpu/"}, "intrinsics stay in the CPU kernels"},
       {"cuda", {"core/cuda/", "kernels/cuda/"}, "everything else builds without CUDA"},
       {"CLI/", {"cli/"}, "options are parsed in the program and handed in"},
