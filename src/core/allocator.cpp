@@ -1,5 +1,6 @@
 #include "core/allocator.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdlib>
@@ -28,7 +29,8 @@ std::size_t size_class_index(std::size_t class_bytes) {
 struct PoolAllocator::State {
   std::mutex mutex;
   std::array<std::vector<std::byte*>, 256> free;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;  // held
+  std::size_t in_use = 0, peak = 0;
 
   void release_free() {
     const std::lock_guard lock(mutex);
@@ -51,6 +53,8 @@ Tensor PoolAllocator::empty(Shape shape, DType dtype) {
   std::byte* memory = nullptr;
   {
     const std::lock_guard lock(state_->mutex);
+    state_->in_use += bytes;
+    state_->peak = std::max(state_->peak, state_->in_use);
     auto& free = state_->free[index];
     if (!free.empty()) {
       memory = free.back();
@@ -60,6 +64,8 @@ Tensor PoolAllocator::empty(Shape shape, DType dtype) {
   if (memory == nullptr) {
     memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
     if (memory == nullptr) {
+      const std::lock_guard lock(state_->mutex);
+      state_->in_use -= bytes;
       throw Error(ErrorCode::out_of_memory,
                   fmt::format("cannot allocate {} bytes of step memory for a tensor {} {}", bytes,
                               to_string(shape), to_string(dtype)));
@@ -67,8 +73,9 @@ Tensor PoolAllocator::empty(Shape shape, DType dtype) {
     const std::lock_guard lock(state_->mutex);
     state_->bytes += bytes;
   }
-  auto give_back = [state = state_, index](std::byte* p) {
+  auto give_back = [state = state_, index, bytes](std::byte* p) {
     const std::lock_guard lock(state->mutex);
+    state->in_use -= bytes;
     state->free[index].push_back(p);
   };
   return {std::shared_ptr<std::byte>(memory, std::move(give_back)), shape, dtype};
@@ -77,6 +84,21 @@ Tensor PoolAllocator::empty(Shape shape, DType dtype) {
 std::size_t PoolAllocator::bytes_held() const {
   const std::lock_guard lock(state_->mutex);
   return state_->bytes;
+}
+
+std::size_t PoolAllocator::bytes_in_use() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->in_use;
+}
+
+std::size_t PoolAllocator::peak_bytes() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->peak;
+}
+
+void PoolAllocator::reset_peak() {
+  const std::lock_guard lock(state_->mutex);
+  state_->peak = state_->in_use;
 }
 
 void PoolAllocator::trim() {

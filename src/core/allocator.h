@@ -14,7 +14,11 @@ class PoolAllocator {
   PoolAllocator();
   [[nodiscard]] Tensor empty(Shape shape, DType dtype);  // uninitialised, aligned to 64 bytes
   [[nodiscard]] std::size_t bytes_held() const;          // in use and free, for memory reports
-  void trim();                                           // frees what is not in use
+  // In use now, and the most since the last reset: what a step needs.
+  [[nodiscard]] std::size_t bytes_in_use() const;
+  [[nodiscard]] std::size_t peak_bytes() const;
+  void reset_peak();
+  void trim();  // frees what is not in use
 
  private:
   struct State;

@@ -63,7 +63,13 @@ Tensor Tensor::slice(std::int64_t begin, std::int64_t end) const {
 
 Tensor Tensor::reshape(Shape shape) const {
   HADAL_CHECK(shape.numel() == view_.numel());
-  return {storage_, shape, dtype()};
+  return Tensor(storage_, shape, dtype()).as_variable(variable_);
+}
+
+Tensor Tensor::as_variable(VariableId id) const {
+  Tensor t = *this;
+  t.variable_ = id;
+  return t;
 }
 
 Tensor Tensor::reinterpret(Shape shape, DType dtype) const {

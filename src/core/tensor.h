@@ -50,6 +50,9 @@ class TensorView {
   DType dtype_ = DType::f32;
 };
 
+// Names what a tensor is to a gradient tape (ops/tape.h); 0: nothing that wants a gradient.
+using VariableId = std::uint32_t;
+
 // Shares its storage. Copying a Tensor copies a reference, never data.
 class Tensor {
  public:
@@ -76,6 +79,11 @@ class Tensor {
   operator TensorView() const { return view_; }  // NOLINT: a call borrows without ceremony
   [[nodiscard]] const std::shared_ptr<std::byte>& storage() const { return storage_; }
 
+  // Copies and reshapes are the same variable; a slice or another reading is none.
+  [[nodiscard]] VariableId variable() const { return variable_; }
+  [[nodiscard]] Tensor as_variable(VariableId id) const;
+  [[nodiscard]] Tensor detached() const { return as_variable(0); }
+
   [[nodiscard]] Tensor slice(std::int64_t begin, std::int64_t end) const;
   [[nodiscard]] Tensor reshape(Shape shape) const;
   [[nodiscard]] Tensor reinterpret(Shape shape, DType dtype) const;  // same bytes, other reading
@@ -83,6 +91,7 @@ class Tensor {
  private:
   std::shared_ptr<std::byte> storage_;
   TensorView view_;
+  VariableId variable_ = 0;
 };
 
 // Throws invalid_argument naming `what` when the shapes differ.

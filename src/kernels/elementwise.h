@@ -27,4 +27,18 @@ struct CopyArgs {
 };
 inline constexpr KernelName<CopyArgs> kCopy{"copy"};
 
+// x[t, :] = sum_j y[t, j, :], ascending.
+struct SumStreamsArgs {
+  TensorView x;  // [n_tokens, hidden]     f32
+  TensorView y;  // [n_tokens, n, hidden]  f32
+};
+inline constexpr KernelName<SumStreamsArgs> kSumStreams{"sum_streams"};
+
+// y += x.
+struct AddInPlaceArgs {
+  TensorView y;  // any shape  f32
+  TensorView x;  // shape of y  f32
+};
+inline constexpr KernelName<AddInPlaceArgs> kAddInPlace{"add_in_place"};
+
 }  // namespace hadal

@@ -12,4 +12,12 @@ struct EmbedArgs {
 };
 inline constexpr KernelName<EmbedArgs> kEmbed{"embed"};
 
+// dtable[ids[t], :] += sum over streams j of dy[t, j, :], tokens ascending.
+struct EmbedBackwardArgs {
+  TensorView dtable;  // [vocab, hidden]              f32, added to
+  TensorView dy;      // [n_tokens, hc_mult, hidden]  f32
+  TensorView ids;     // [n_tokens]                   i32
+};
+inline constexpr KernelName<EmbedBackwardArgs> kEmbedBackward{"embed_backward"};
+
 }  // namespace hadal

@@ -17,6 +17,21 @@ Tensor embed(ExecContext& ctx, const Tensor& ids, const Tensor& table, std::int6
   }
   Tensor y = ctx.activation({ids.dim(0), n_streams, table.dim(1)});
   ctx.launch(kEmbed, y.dtype(), EmbedArgs{.y = y, .ids = ids, .table = table});
+  if (Tape* tape = ctx.tape_for(table)) {
+    y = tape->variable(y);
+    tape->record({.name = "embed",
+                  .inputs = {table, ids},
+                  .outputs = {y},
+                  .backward =
+                      [ids](Backward& b) {
+                        b.ctx().launch(kEmbedBackward, DType::f32,
+                                       EmbedBackwardArgs{
+                                           .dtable = b.target(0), .dy = b.gradient(0), .ids = ids});
+                      },
+                  .replay = [n_streams](ExecContext& c, const TensorList& in) -> TensorList {
+                    return {embed(c, in[1], in[0], n_streams)};
+                  }});
+  }
   return y;
 }
 

@@ -10,6 +10,7 @@
 #include "core/device.h"
 #include "core/numerics.h"
 #include "kernels/registry.h"
+#include "ops/tape.h"
 
 namespace hadal {
 
@@ -23,8 +24,8 @@ struct KernelProfile {
   [[nodiscard]] double total_seconds() const;
 };
 
-// What an op needs to run: where, from which memory, with which kernels and roundings. A tape will
-// be one more member, null when serving; layers are written so that they will not notice.
+// What an op needs to run: where, from which memory, with which kernels and roundings, and the tape
+// that remembers it, null when serving; layers do not notice.
 // Everything handed in must outlive the context.
 class ExecContext {
  public:
@@ -38,6 +39,19 @@ class ExecContext {
     return numerics_ == Numerics::official ? DType::bf16 : DType::f32;
   }
   [[nodiscard]] Stream& stream() const { return *stream_; }
+
+  void set_tape(Tape* tape) { tape_ = tape; }
+  [[nodiscard]] Tape* tape() const { return tape_; }
+  // The tape when there is one and one of these leads to something that learns, else null.
+  template <class... T>
+  [[nodiscard]] Tape* tape_for(const T&... x) const {
+    return tape_ != nullptr && (... || wants_gradient(x)) ? tape_ : nullptr;
+  }
+  [[nodiscard]] ExecContext without_tape() const {
+    ExecContext plain = *this;
+    plain.tape_ = nullptr;
+    return plain;
+  }
 
   [[nodiscard]] Tensor empty(Shape shape, DType dtype) const {
     return allocator_->empty(shape, dtype);
@@ -59,7 +73,12 @@ class ExecContext {
   KernelProfile* profile = nullptr;
 
  private:
+  [[nodiscard]] bool wants_gradient(const Tensor& x) const {
+    return x.variable() != 0 && !tape_->is_frozen(x.variable());
+  }
+
   Stream* stream_;
+  Tape* tape_ = nullptr;
   PoolAllocator* allocator_;
   const KernelRegistry* registry_;
   Numerics numerics_;

@@ -11,6 +11,7 @@ namespace hadal::ops {
 //   weight  [rows, cols]      f32 | bf16 | f8_e4m3 | f4_e2m1
 //   return  [n_tokens, rows]  dtype of x
 // Official numerics round x to E4M3 first when the weight is FP8 or FP4 (architecture.md §5.1-3).
+// Differentiable, as its kin below: saves x; straight through the roundings of x and weight.
 // Throws invalid_argument on a shape mismatch.
 [[nodiscard]] Tensor linear(ExecContext& ctx, const Tensor& x, const QuantTensor& weight);
 

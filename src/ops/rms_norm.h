@@ -8,11 +8,12 @@ namespace hadal::ops {
 //   x       [..., n]  activation dtype
 //   weight  [n]       f32
 //   return  shape and dtype of x
+// Differentiable in x and weight; saves x.
 // Throws invalid_argument on a shape mismatch.  Source: Zhang & Sennrich 2019, eq. 4.
 [[nodiscard]] Tensor rms_norm(ExecContext& ctx, const Tensor& x, const Tensor& weight, float eps);
 
 // The norm of every query head, without a weight. Official numerics round after each operation as
-// the reference does.  Source: architecture.md §3.4.
+// the reference does; the gradient is that of the plain formula.  Source: architecture.md §3.4.
 //   x       [n_tokens, n_heads, head_dim]; consumed: the result may share its memory
 [[nodiscard]] Tensor head_norm(ExecContext& ctx, Tensor x, float eps);
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "ops/elementwise.h"
+
 namespace hadal::ops {
 
 RopeFrequencies rope_frequencies(const RopeParameters& p) {
@@ -60,8 +62,29 @@ Tensor rope_table(ExecContext& ctx, const RopeFrequencies& frequencies,
 
 Tensor rope(ExecContext& ctx, Tensor x, const Tensor& table, RopeDirection direction) {
   HADAL_CHECK(x.dim(0) == table.dim(0) && 2 * table.dim(1) <= x.dim(2));
-  ctx.launch(kRope, x.dtype(), RopeArgs{.x = x, .table = table, .direction = direction});
-  return x;
+  Tape* tape = ctx.tape_for(x);
+  Tensor y = tape != nullptr ? copy(ctx, x) : x;
+  ctx.launch(kRope, y.dtype(), RopeArgs{.x = y, .table = table, .direction = direction});
+  if (tape != nullptr) {
+    y = tape->variable(y);
+    // A rotation's adjoint is the rotation back.
+    const RopeDirection back =
+        direction == RopeDirection::forward ? RopeDirection::inverse : RopeDirection::forward;
+    tape->record({.name = "rope",
+                  .inputs = {x, table},
+                  .outputs = {y},
+                  .backward =
+                      [table, back](Backward& b) {
+                        const Tensor dy = b.gradient(0);
+                        b.ctx().launch(kRope, DType::f32,
+                                       RopeArgs{.x = dy, .table = table, .direction = back});
+                        b.accumulate(0, dy);
+                      },
+                  .replay = [direction](ExecContext& c, const TensorList& in) -> TensorList {
+                    return {rope(c, copy(c, in[0]), in[1], direction)};
+                  }});
+  }
+  return y;
 }
 
 }  // namespace hadal::ops

@@ -29,6 +29,7 @@ struct RopeParameters {
                                 std::span<const std::int64_t> positions);
 
 // Rotates the last 2*n_pairs columns of every head, interleaved pairs.
+// Differentiable in x.
 //   x      [n_tokens, n_heads, width]; consumed: the result may share its memory
 //   table  [n_tokens, n_pairs, 2] f32
 [[nodiscard]] Tensor rope(ExecContext& ctx, Tensor x, const Tensor& table,

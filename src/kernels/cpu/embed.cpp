@@ -22,4 +22,23 @@ void embed(Stream& stream, const EmbedArgs& a) {
   });
 }
 
+namespace {
+HADAL_SIMD_CLONES void add_columns(float* to, const float* from, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] += from[i];
+}
+}  // namespace
+
+void embed_backward(Stream& stream, const EmbedBackwardArgs& a) {
+  const std::int64_t n = a.dy.dim(1), hidden = a.dy.dim(2), n_tokens = a.dy.dim(0);
+  const auto* ids = a.ids.data<const std::int32_t>();
+  // A range of columns a thread, all tokens in order: rows may repeat, and their order is fixed.
+  stream.pool().parallel_for(hidden, 32, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = 0; t < n_tokens; ++t) {
+      float* row = a.dtable.data<float>() + ids[t] * hidden + begin;
+      const float* dy = a.dy.data<const float>() + t * n * hidden + begin;
+      for (std::int64_t j = 0; j < n; ++j) add_columns(row, dy + j * hidden, end - begin);
+    }
+  });
+}
+
 }  // namespace hadal::kernels::cpu

@@ -1,5 +1,6 @@
 // Every CPU kernel, by name and activation dtype.
 #include "kernels/compress_kv.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embed.h"
 #include "kernels/hyper_connection.h"
@@ -34,6 +35,12 @@ void moe_experts(Stream&, const MoeExpertsArgs&);
 void add_to_streams(Stream&, const AddToStreamsArgs&);
 void scale(Stream&, const ScaleArgs&);
 void copy(Stream&, const CopyArgs&);
+void add_in_place(Stream&, const AddInPlaceArgs&);
+void sum_streams(Stream&, const SumStreamsArgs&);
+void embed_backward(Stream&, const EmbedBackwardArgs&);
+void linear_backward(Stream&, const LinearBackwardArgs&);
+void cross_entropy(Stream&, const CrossEntropyArgs&);
+void rms_norm_backward(Stream&, const RmsNormBackwardArgs&);
 
 void register_kernels(KernelRegistry& registry) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -58,6 +65,18 @@ void register_kernels(KernelRegistry& registry) {
     registry.add(kAddToStreams, key, add_to_streams);
     registry.add(kScale, key, scale);
     registry.add(kCopy, key, copy);
+  }
+
+  // Backward passes; the key is the activations' dtype, gradients are f32.
+  const KernelKey f32{DeviceKind::cpu, DType::f32};
+  registry.add(kAddInPlace, f32, add_in_place);
+  registry.add(kSumStreams, f32, sum_streams);
+  registry.add(kEmbedBackward, f32, embed_backward);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const KernelKey key{DeviceKind::cpu, dtype};
+    registry.add(kLinearBackward, key, linear_backward);
+    registry.add(kCrossEntropy, key, cross_entropy);
+    registry.add(kRmsNormBackward, key, rms_norm_backward);
   }
 }
 
