@@ -23,12 +23,15 @@ Block::Block(const Config& config, const LayerSpec& layer, std::int64_t layer_in
       moe_(config, layer, weights, prefix + ".ffn"),
       norm_eps_(config.rms_norm_eps) {}
 
+// Kept for backward: the streams that enter the block and what the two sub-layers add. The streams
+// between them and the normed inputs are cheap to make again.  Source: DeepSeek-V4 §3.4.2.
 Tensor Block::forward(ExecContext& ctx, const Step& step, const Tensor& streams) const {
-  const Tensor h = attn_hc_.around(ctx, streams, [&](const Tensor& x) {
-    return attention_.forward(ctx, step, ops::rms_norm(ctx, x, attn_norm_, norm_eps_));
-  });
+  const Tensor h = recompute(ctx, attn_hc_.around(ctx, streams, [&](const Tensor& x) {
+    const Tensor normed = recompute(ctx, ops::rms_norm(ctx, x, attn_norm_, norm_eps_));
+    return attention_.forward(ctx, step, normed);
+  }));
   return ffn_hc_.around(ctx, h, [&](const Tensor& x) {
-    return moe_.forward(ctx, step, ops::rms_norm(ctx, x, ffn_norm_, norm_eps_));
+    return moe_.forward(ctx, step, recompute(ctx, ops::rms_norm(ctx, x, ffn_norm_, norm_eps_)));
   });
 }
 

@@ -18,7 +18,7 @@ class HyperConnection {
   template <class Sublayer>
   [[nodiscard]] Tensor around(ExecContext& ctx, const Tensor& streams, Sublayer&& sublayer) const {
     const auto [x, post, comb] = ops::hc_pre(ctx, streams, weights_, options_);
-    return ops::hc_post(ctx, sublayer(x), streams, post, comb);
+    return ops::hc_post(ctx, sublayer(recompute(ctx, x)), streams, post, comb);
   }
 
   // The final collapse, for a gate made for it.

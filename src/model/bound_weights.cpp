@@ -359,6 +359,18 @@ BoundWeights BoundWeights::bind(const io::Checkpoint& checkpoint, const Config& 
   return bound;
 }
 
+BoundWeights BoundWeights::from_memory(
+    const Config& config, const std::function<QuantTensor(const ExpectedWeight&)>& provide) {
+  BoundWeights bound;
+  for (const ExpectedWeight& w : expected_weights(config)) {
+    QuantTensor weight = provide(w);
+    expect_shape(weight.data, w.shape, w.name);
+    bound.nbytes_ += weight.nbytes();
+    bound.by_name_.emplace(w.name, Bound{std::move(weight), w.role});
+  }
+  return bound;
+}
+
 const BoundWeights::Bound& BoundWeights::at(std::string_view name) const {
   const auto it = by_name_.find(std::string(name));
   if (it == by_name_.end()) {

@@ -69,11 +69,14 @@ std::size_t Model::rope_index(const RopeSpec& spec) {
   return rope_specs_.size() - 1;
 }
 
-Step Model::make_step(ExecContext& ctx, const TokenBatch& batch, KvState& kv) const {
+Step Model::make_step(ExecContext& ctx, const TokenBatch& batch, KvState& kv,
+                      const StepOptions& options) const {
   Step step{.batch = batch,
             .kv = kv,
             .token_ids = ids_tensor(ctx, std::span<const TokenId>(batch.token_ids)),
-            .rope_tables = {}};
+            .rope_tables = {},
+            .csa_selection = options.csa_selection,
+            .observer = options.observer};
   for (const ops::RopeFrequencies& frequencies : rope_frequencies_) {
     step.rope_tables.push_back(ops::rope_table(ctx, frequencies, batch.positions));
   }
@@ -85,8 +88,8 @@ Tensor Model::embed(ExecContext& ctx, const Step& step) const {
 }
 
 Tensor Model::forward(ExecContext& ctx, const TokenBatch& batch, KvState& kv,
-                      const LayerObserver& observer) const {
-  const Step step = make_step(ctx, batch, kv);
+                      const LayerObserver& observer, const StepOptions& options) const {
+  const Step step = make_step(ctx, batch, kv, options);
   Tensor streams = embed(ctx, step);
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     streams = layers_[i].forward(ctx, step, streams);
@@ -105,17 +108,21 @@ Tensor Model::logits(ExecContext& ctx, const Tensor& streams,
 }
 
 Tensor Model::mtp_forward(ExecContext& ctx, std::int64_t depth, const TokenBatch& batch,
-                          KvState& kv, const Tensor& streams,
-                          std::span<const TokenId> next_ids) const {
-  const Step step = make_step(ctx, batch, kv);
+                          KvState& kv, const Tensor& streams, std::span<const TokenId> next_ids,
+                          const StepOptions& options) const {
+  const Step step = make_step(ctx, batch, kv, options);
   const Tensor next = ops::embed(ctx, ids_tensor(ctx, next_ids), embed_, 1);
   return mtp_[static_cast<std::size_t>(depth)].forward(ctx, step, streams, next);
+}
+
+Tensor Model::mtp_collapse(ExecContext& ctx, std::int64_t depth, const Tensor& streams) const {
+  return mtp_[static_cast<std::size_t>(depth)].collapse(ctx, streams);
 }
 
 Tensor Model::mtp_logits(ExecContext& ctx, std::int64_t depth, const Tensor& streams,
                          std::span<const std::int64_t> rows) const {
   const Tensor kept = take_rows(ctx, streams, rows);
-  return ops::linear_f32(ctx, mtp_[static_cast<std::size_t>(depth)].collapse(ctx, kept), head_);
+  return ops::linear_f32(ctx, mtp_collapse(ctx, depth, kept), head_);
 }
 
 }  // namespace hadal::model

@@ -23,7 +23,8 @@ class Model {
   // All layers over the batch; histories in `kv` grow by it.
   //   return  [n_tokens, hc_mult, hidden], the streams after the last layer
   [[nodiscard]] Tensor forward(ExecContext& ctx, const TokenBatch& batch, KvState& kv,
-                               const LayerObserver& observer = nullptr) const;
+                               const LayerObserver& observer = nullptr,
+                               const StepOptions& options = {}) const;
 
   // Next-token logits of some rows of forward's result: [rows.size(), vocab_size] f32.
   [[nodiscard]] Tensor logits(ExecContext& ctx, const Tensor& streams,
@@ -35,12 +36,20 @@ class Model {
   // after it. Returns the block's streams.
   [[nodiscard]] Tensor mtp_forward(ExecContext& ctx, std::int64_t depth, const TokenBatch& batch,
                                    KvState& kv, const Tensor& streams,
-                                   std::span<const TokenId> next_ids) const;
+                                   std::span<const TokenId> next_ids,
+                                   const StepOptions& options = {}) const;
+  // The block's own hc_head and norm: [n_tokens, hidden], for the shared head.
+  [[nodiscard]] Tensor mtp_collapse(ExecContext& ctx, std::int64_t depth,
+                                    const Tensor& streams) const;
   [[nodiscard]] Tensor mtp_logits(ExecContext& ctx, std::int64_t depth, const Tensor& streams,
                                   std::span<const std::int64_t> rows) const;
 
+  // The head that turns collapsed rows into logits, for a loss that never holds them all.
+  [[nodiscard]] const QuantTensor& head() const { return head_; }  // [vocab, hidden]
+
   // For looking at one layer: what forward prepares, and its pieces.
-  [[nodiscard]] Step make_step(ExecContext& ctx, const TokenBatch& batch, KvState& kv) const;
+  [[nodiscard]] Step make_step(ExecContext& ctx, const TokenBatch& batch, KvState& kv,
+                               const StepOptions& options = {}) const;
   [[nodiscard]] Tensor embed(ExecContext& ctx, const Step& step) const;
   [[nodiscard]] const Block& layer(std::int64_t i) const {
     return layers_[static_cast<std::size_t>(i)];

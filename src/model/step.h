@@ -33,6 +33,12 @@ class StepObserver {
                        const ops::IndexedAttention& attention) = 0;
 };
 
+// What a caller may want of a forward pass besides its result.
+struct StepOptions {
+  CsaSelection csa_selection = CsaSelection::indexer;
+  StepObserver* observer = nullptr;  // must outlive the pass
+};
+
 // What every layer of one forward pass shares.
 struct Step {
   const TokenBatch& batch;

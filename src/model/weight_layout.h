@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -61,6 +62,12 @@ class BoundWeights {
   // dtype, missing scale, an expert id out of range or twice in a row of tid2eid, a NaN.
   [[nodiscard]] static BoundWeights bind(const io::Checkpoint& checkpoint, const Config& config,
                                          const BindOptions& options = {});
+
+  // Weights that somebody else owns and may change in place, such as a trainer's; `provide` is
+  // asked for every expected one, in file order. The tensors' variables stay with them. Throws
+  // Error invalid_argument on a wrong shape.
+  [[nodiscard]] static BoundWeights from_memory(
+      const Config& config, const std::function<QuantTensor(const ExpectedWeight&)>& provide);
 
   // A two-dimensional weight: roles linear, expert, matrix. No scale when it is bf16 or f32.
   [[nodiscard]] const QuantTensor& linear(std::string_view name) const;
