@@ -24,9 +24,9 @@ void keep_to_one_thread() {
   done = true;
 }
 
-// An output is cut into blocks by its own shape. Large enough that packing the operands is little
-// beside the arithmetic, small enough that a weight gradient (few outputs, each a long sum) still
-// occupies many threads. The reduction is never cut: that would be another sum.
+// An output is cut into blocks by the problem's own shape. Large enough that packing the operands
+// is little beside the arithmetic, small enough that a weight gradient (few outputs, each a long
+// sum) still occupies many threads. The reduction is never cut: that would be another sum.
 struct BlockShape {
   std::int64_t rows, cols;
 };
@@ -34,6 +34,7 @@ struct BlockShape {
 constexpr std::int64_t kMaxBlockRows = 256, kMaxBlockCols = 512;
 constexpr std::int64_t kMinBlockRows = 64, kMinBlockCols = 96;
 constexpr std::int64_t kWantedBlocks = 16;
+constexpr std::int64_t kMinBlockProducts = 6'000'000;  // a tenth of a millisecond or less
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -44,16 +45,23 @@ std::int64_t even_part(std::int64_t n, std::int64_t largest) {
   return ceil_div(ceil_div(n, ceil_div(n, largest)), 16) * 16;
 }
 
-BlockShape block_shape(std::int64_t rows, std::int64_t cols) {
+BlockShape block_shape(std::int64_t rows, std::int64_t cols, std::int64_t depth) {
   std::int64_t max_rows = kMaxBlockRows, max_cols = kMaxBlockCols;
-  const auto n_blocks = [&] { return ceil_div(rows, max_rows) * ceil_div(cols, max_cols); };
-  while (n_blocks() < kWantedBlocks && (max_rows > kMinBlockRows || max_cols > kMinBlockCols)) {
+  const auto can_halve = [&] {
+    return (max_rows > kMinBlockRows || max_cols > kMinBlockCols) &&
+           std::min(rows, max_rows) * std::min(cols, max_cols) * depth >= 2 * kMinBlockProducts;
+  };
+  while (ceil_div(rows, max_rows) * ceil_div(cols, max_cols) < kWantedBlocks && can_halve()) {
     const bool halve_rows =
         max_cols <= kMinBlockCols || (max_rows > kMinBlockRows && max_rows >= max_cols);
     std::int64_t& longer = halve_rows ? max_rows : max_cols;
     longer = std::max(longer / 2, halve_rows ? kMinBlockRows : kMinBlockCols);
   }
   return {even_part(rows, max_rows), even_part(cols, max_cols)};
+}
+
+std::int64_t depth_of(const GemmProblem& p) {
+  return p.transpose_a == Transposed::yes ? p.a.rows : p.a.cols;
 }
 
 void check(const GemmProblem& p) {
@@ -80,7 +88,7 @@ void multiply_block(const GemmProblem& p, std::int64_t row, std::int64_t row_end
                     std::int64_t col_end) {
   const MatrixView c = p.c.row_range(row, row_end).col_range(col, col_end);
   const bool ta = p.transpose_a == Transposed::yes, tb = p.transpose_b == Transposed::yes;
-  const std::int64_t depth = ta ? p.a.rows : p.a.cols;
+  const std::int64_t depth = depth_of(p);
   if (depth == 0) return scale_block(c, p.beta);
   const float* a = p.a.data + (ta ? row : row * p.a.stride);
   const float* b = p.b.data + (tb ? col * p.b.stride : col);
@@ -112,7 +120,7 @@ void gemm_batch(ThreadPool& pool, std::span<const GemmProblem> problems) {
       tilings.push_back({n_blocks, 1, {1, 1}});
       continue;
     }
-    const BlockShape block = block_shape(p.c.rows, p.c.cols);
+    const BlockShape block = block_shape(p.c.rows, p.c.cols, depth_of(p));
     const std::int64_t across = ceil_div(p.c.cols, block.cols);
     tilings.push_back({n_blocks, across, block});
     n_blocks += across * ceil_div(p.c.rows, block.rows);

@@ -1,4 +1,5 @@
 // Every CPU kernel, by name and activation dtype.
+#include "kernels/adamw.h"
 #include "kernels/compress_kv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
@@ -8,10 +9,13 @@
 #include "kernels/kv_rows.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
+#include "kernels/muon.h"
+#include "kernels/newton_schulz.h"
 #include "kernels/registry.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/sparse_attention.h"
+#include "kernels/sum_squares.h"
 
 namespace hadal::kernels::cpu {
 
@@ -41,6 +45,18 @@ void embed_backward(Stream&, const EmbedBackwardArgs&);
 void linear_backward(Stream&, const LinearBackwardArgs&);
 void cross_entropy(Stream&, const CrossEntropyArgs&);
 void rms_norm_backward(Stream&, const RmsNormBackwardArgs&);
+void hc_gate_backward(Stream&, const HcGateBackwardArgs&);
+void hc_post_backward(Stream&, const HcPostBackwardArgs&);
+void moe_route_backward(Stream&, const MoeRouteBackwardArgs&);
+void moe_experts_backward(Stream&, const MoeExpertsBackwardArgs&);
+void balance_loss(Stream&, const BalanceLossArgs&);
+
+// optimizer
+void sum_squares(Stream&, const SumSquaresArgs&);
+void muon_momentum(Stream&, const MuonMomentumArgs&);
+void newton_schulz(Stream&, const NewtonSchulzArgs&);
+void muon_update(Stream&, const MuonUpdateArgs&);
+void adamw(Stream&, const AdamwArgs&);
 
 void register_kernels(KernelRegistry& registry) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -72,12 +88,25 @@ void register_kernels(KernelRegistry& registry) {
   registry.add(kAddInPlace, f32, add_in_place);
   registry.add(kSumStreams, f32, sum_streams);
   registry.add(kEmbedBackward, f32, embed_backward);
+  registry.add(kMoeRouteBackward, f32, moe_route_backward);
+  registry.add(kBalanceLoss, f32, balance_loss);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const KernelKey key{DeviceKind::cpu, dtype};
     registry.add(kLinearBackward, key, linear_backward);
     registry.add(kCrossEntropy, key, cross_entropy);
     registry.add(kRmsNormBackward, key, rms_norm_backward);
+    registry.add(kHcGateBackward, key, hc_gate_backward);
+    registry.add(kHcPostBackward, key, hc_post_backward);
+    registry.add(kMoeExpertsBackward, key, moe_experts_backward);
   }
+
+  // optimizer
+  const KernelKey master{DeviceKind::cpu, DType::f32};
+  registry.add(kSumSquares, master, sum_squares);
+  registry.add(kMuonMomentum, master, muon_momentum);
+  registry.add(kNewtonSchulz, master, newton_schulz);
+  registry.add(kMuonUpdate, master, muon_update);
+  registry.add(kAdamw, master, adamw);
 }
 
 }  // namespace hadal::kernels::cpu
