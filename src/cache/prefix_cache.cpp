@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cache/disk_store.h"
+#include "cache/preambles.h"
 #include "cache/prefix_tree.h"
 #include "core/digest.h"
 
@@ -35,7 +36,8 @@ class PrefixCache::Impl {
         disk_(disk),
         hasher_(disk != nullptr ? disk->hasher()
                                 : ChainHasher(ChainHasher::random_secret(), kv.layout())),
-        page_(kv.page_tokens()) {
+        page_(kv.page_tokens()),
+        tree_(pin_budget(kv, options)) {
     if (disk != nullptr && disk->layout() != kv.layout()) {
       throw Error(ErrorCode::invalid_argument,
                   fmt::format("the disk cache keeps pages as \"{}\", the engine as \"{}\"; open it "
@@ -56,6 +58,15 @@ class PrefixCache::Impl {
     while (!choose(chain, hit)) {
     }
     return hit;
+  }
+
+  void note_preamble(const std::string& domain, std::span<const TokenId> preamble) {
+    const std::int64_t n = static_cast<std::int64_t>(preamble.size()) / page_;
+    if (n == 0) return;
+    ChainKey key = hasher_.root(domain);
+    for (std::int64_t i = 0; i < n; ++i) key = hasher_.next(key, page_of(preamble, i));
+    if (preambles_.count(key) < 2) return;
+    if (Node* node = tree_.find(key, page_of(preamble, n - 1))) tree_.pin(*node);
   }
 
   // Returns the node of the last page of `tokens`, or null where the chain had to end.
@@ -100,7 +111,7 @@ class PrefixCache::Impl {
   }
 
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                       std::int64_t slot, std::shared_ptr<const Snapshot> snapshot, bool pinned) {
+                       std::int64_t slot, std::shared_ptr<const Snapshot> snapshot) {
     const std::int64_t position = snapshot->position;
     HADAL_CHECK(position > 0 && position % page_ == 0 &&
                 position <= static_cast<std::int64_t>(tokens.size()));
@@ -109,27 +120,27 @@ class PrefixCache::Impl {
     HADAL_CHECK(node != nullptr && node->depth * page_ == position);
     if (options_.verify_rows) node->snapshot_crc = crc32c(snapshot->state);
     tree_.set_snapshot(*node, std::move(snapshot), now());
-    if (pinned) {
-      const std::int64_t total = kv_.n_pages_total();
-      tree_.pin(*node, total / 2, options_.snapshot_bytes / 2);
-    }
+    if (preambles_.is_shared(node->key)) tree_.pin(*node);
     if (disk_ != nullptr) store(*node, kRefuse);
     expire_snapshots();
   }
 
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                       std::int64_t position, std::int64_t slot, bool pinned) {
+                       std::int64_t position, std::int64_t slot) {
     auto snapshot = std::make_shared<Snapshot>();
     snapshot->position = position;
     snapshot->state = kv_.save_state(slot, position);
-    insert_snapshot(domain, tokens, slot, std::move(snapshot), pinned);
+    insert_snapshot(domain, tokens, slot, std::move(snapshot));
   }
 
-  std::int64_t evict(std::int64_t n) {
+  std::int64_t evict(std::int64_t n, Pins pins) {
     std::int64_t freed = tree_.evict(n);
     if (freed < n && disk_ != nullptr) {
       // Pages that wait to be written are held, too. Those who wait for memory go before them.
       disk_->drop_queued();
+      freed += tree_.evict(n - freed);
+    }
+    while (pins == Pins::release && freed < n && tree_.unpin_oldest()) {
       freed += tree_.evict(n - freed);
     }
     statistics_.evicted_pages += static_cast<std::uint64_t>(freed);
@@ -139,9 +150,11 @@ class PrefixCache::Impl {
   [[nodiscard]] Statistics statistics() const {
     Statistics s = statistics_;
     s.pages = tree_.n_pages();
-    s.pinned_pages = tree_.n_pinned_pages();
     s.snapshots = tree_.n_snapshots();
     s.snapshot_bytes = tree_.snapshot_bytes();
+    s.pins = tree_.n_pins();
+    s.pinned_pages = tree_.n_pinned_pages();
+    s.pinned_bytes = at(s.pinned_pages) * kv_.page_bytes() + tree_.pinned_snapshot_bytes();
     return s;
   }
 
@@ -198,7 +211,7 @@ class PrefixCache::Impl {
       for (std::int64_t i = first; i < n; ++i) {
         PageRef page = cache_.kv_.new_page();
         // `held` keeps this prompt's own pages from going.
-        if (page == nullptr && cache_.evict(1) > 0) page = cache_.kv_.new_page();
+        if (page == nullptr && cache_.evict(1, Pins::keep) > 0) page = cache_.kv_.new_page();
         if (page == nullptr) break;
         fresh.push_back(std::move(page));
       }
@@ -235,6 +248,12 @@ class PrefixCache::Impl {
     ChainKey root_;
   };
 
+  [[nodiscard]] static PinBudget pin_budget(const PagedKv& kv, const PrefixCacheOptions& options) {
+    const auto share = [&](auto total) {
+      return static_cast<decltype(total)>(options.pinned_share * static_cast<double>(total));
+    };
+    return {.pages = share(kv.n_pages_total()), .snapshot_bytes = share(options.snapshot_bytes)};
+  }
   [[nodiscard]] static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
   [[nodiscard]] double now() const { return options_.now ? options_.now() : steady_seconds(); }
   [[nodiscard]] std::span<const TokenId> page_of(std::span<const TokenId> tokens,
@@ -385,6 +404,7 @@ class PrefixCache::Impl {
   const ChainHasher hasher_;
   const std::int64_t page_;  // tokens
   PrefixTree tree_;
+  Preambles preambles_;
   Statistics statistics_;
   bool from_disk_ = false;
 };
@@ -397,25 +417,27 @@ PrefixCache::Hit PrefixCache::find(const std::string& domain, std::span<const To
   return impl_->find(domain, tokens);
 }
 
+void PrefixCache::note_preamble(const std::string& domain, std::span<const TokenId> preamble) {
+  impl_->note_preamble(domain, preamble);
+}
+
 void PrefixCache::insert(const std::string& domain, std::span<const TokenId> tokens,
                          std::int64_t slot) {
   (void)impl_->insert(domain, tokens, slot);
 }
 
 void PrefixCache::insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                                  std::int64_t position, std::int64_t slot, bool pinned) {
-  impl_->insert_snapshot(domain, tokens, position, slot, pinned);
+                                  std::int64_t position, std::int64_t slot) {
+  impl_->insert_snapshot(domain, tokens, position, slot);
 }
 
 void PrefixCache::insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                                  std::int64_t slot, std::shared_ptr<const Snapshot> snapshot,
-                                  bool pinned) {
-  impl_->insert_snapshot(domain, tokens, slot, std::move(snapshot), pinned);
+                                  std::int64_t slot, std::shared_ptr<const Snapshot> snapshot) {
+  impl_->insert_snapshot(domain, tokens, slot, std::move(snapshot));
 }
 
-std::int64_t PrefixCache::evict(std::int64_t n_pages, const Hit* /*keep*/) {
-  // Whoever holds a hit holds its pages, and pages that somebody holds are not evicted.
-  return impl_->evict(n_pages);
+std::int64_t PrefixCache::evict(std::int64_t n_pages, Pins pins) {
+  return impl_->evict(n_pages, pins);
 }
 
 std::int64_t PrefixCache::n_pages() const {

@@ -19,6 +19,7 @@ class DiskStore;
 struct PrefixCacheOptions {
   std::size_t snapshot_bytes = std::size_t{256} << 20;  // budget of all snapshots in memory
   double snapshot_seconds = 600;  // unpinned snapshots unused for so long may go first
+  double pinned_share = 0.25;     // of all pages, and of snapshot_bytes: for shared preambles
   // Whether a hit may ask for a replay (Hit::replay_from): where pages reach far beyond the last
   // snapshot, or there is none.
   bool replay = false;
@@ -56,31 +57,42 @@ class PrefixCache {
   // what memory lacks; files that fail a check are set aside and not used.
   [[nodiscard]] Hit find(const std::string& domain, std::span<const TokenId> tokens);
 
+  // A request came whose prompt begins with `preamble`, as others may: a system prompt with its
+  // tools. From the second one on, the full pages of the preamble and the snapshot at the end of
+  // the last one are pinned as soon as they are known: evict() spares them and they do not grow
+  // old. Pins take at most pinned_share of the memory, those that were asked for last.
+  //
+  // Twice, because a preamble that nobody repeats is worth no more than any other text; and by its
+  // content, not on request, so that a client can fill the share with nothing but what it does
+  // send again, and costs others no more than their place in it.
+  void note_preamble(const std::string& domain, std::span<const TokenId> preamble);
+
   // Remembers the full pages of `slot`, whose first tokens are `tokens`, and freezes them: those
   // tokens are settled. Pages that are already known are shared with the slot instead
   // (PagedKv::replace_page).
   void insert(const std::string& domain, std::span<const TokenId> tokens, std::int64_t slot);
   // As insert, for tokens[0, position), and keeps the slot's state there. `position` is a multiple
-  // of the page size and is where the slot stands now, or up to rollback_tokens before. What is
-  // pinned is not evicted, as long as all pins take at most half of the budgets; then the oldest
-  // pin is lost.
+  // of the page size and is where the slot stands now, or up to rollback_tokens before.
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                       std::int64_t position, std::int64_t slot, bool pinned = false);
+                       std::int64_t position, std::int64_t slot);
   // The same with a state that was saved when the slot stood at its position.
   void insert_snapshot(const std::string& domain, std::span<const TokenId> tokens,
-                       std::int64_t slot, std::shared_ptr<const Snapshot> snapshot,
-                       bool pinned = false);
+                       std::int64_t slot, std::shared_ptr<const Snapshot> snapshot);
 
+  enum class Pins : std::uint8_t { keep, release };
   // Gives back at least `n_pages` pages that nobody but the cache uses, the longest unused leaves
-  // first, never those of a pinned prefix or of `keep`. Returns how many; fewer when there are no
-  // more.
-  std::int64_t evict(std::int64_t n_pages, const Hit* keep = nullptr);
+  // first; those of a hit are used as long as the hit exists. Pinned prefixes stay, or, with
+  // `release`, lose their pins one by one, the oldest first, when all else is gone. Returns how
+  // many; fewer when there are no more.
+  std::int64_t evict(std::int64_t n_pages, Pins pins = Pins::keep);
 
   [[nodiscard]] std::int64_t n_pages() const;  // held by the cache, shared or not
   [[nodiscard]] std::size_t snapshot_bytes() const;
   struct Statistics {
-    std::int64_t pages = 0, pinned_pages = 0, snapshots = 0;
+    std::int64_t pages = 0, snapshots = 0;
     std::size_t snapshot_bytes = 0;
+    std::int64_t pins = 0, pinned_pages = 0;  // of those above
+    std::size_t pinned_bytes = 0;             // of pages and snapshots
     std::uint64_t evicted_pages = 0, evicted_snapshots = 0;
     std::uint64_t stale_rows = 0;  // found by verify_rows: an error of hadal's own
   };

@@ -50,6 +50,7 @@ void PrefixTree::set_snapshot(Node& node, std::shared_ptr<const Snapshot> snapsh
   n_snapshots_ += 1;
   node.snapshot = std::move(snapshot);
   touch_snapshot(node, now);
+  hold_pin_budget();
 }
 
 void PrefixTree::touch_snapshot(Node& node, double now) {
@@ -79,7 +80,9 @@ std::int64_t PrefixTree::shrink_snapshots(std::size_t budget, double time) {
   return n;
 }
 
-void PrefixTree::pin(Node& node, std::int64_t max_pages, std::size_t max_bytes) {
+void PrefixTree::pin(Node& node) {
+  // It would only push the others out, and then itself.
+  if (node.depth > pin_budget_.pages) return;
   if (node.pinned) {
     pins_.remove(&node);  // it becomes the newest
   } else {
@@ -91,9 +94,20 @@ void PrefixTree::pin(Node& node, std::int64_t max_pages, std::size_t max_bytes) 
     }
   }
   pins_.push_back(&node);
-  while (!pins_.empty() && (n_pinned_pages_ > max_pages || pinned_snapshot_bytes_ > max_bytes)) {
-    unpin(*pins_.front());
+  hold_pin_budget();
+}
+
+void PrefixTree::hold_pin_budget() {
+  while (n_pinned_pages_ > pin_budget_.pages ||
+         pinned_snapshot_bytes_ > pin_budget_.snapshot_bytes) {
+    if (!unpin_oldest()) break;
   }
+}
+
+bool PrefixTree::unpin_oldest() {
+  if (pins_.empty()) return false;
+  unpin(*pins_.front());
+  return true;
 }
 
 void PrefixTree::unpin(Node& node) {

@@ -14,8 +14,16 @@
 
 namespace hadal::cache {
 
+// What pinned prefixes may hold together.
+struct PinBudget {
+  std::int64_t pages = 0;
+  std::size_t snapshot_bytes = 0;
+};
+
 class PrefixTree {
  public:
+  explicit PrefixTree(const PinBudget& budget) : pin_budget_(budget) {}
+
   struct Node {
     ChainKey key;
     Node* parent = nullptr;  // null: the first page of its chain
@@ -49,18 +57,22 @@ class PrefixTree {
   // the rest takes at most `budget`. Returns how many went.
   std::int64_t shrink_snapshots(std::size_t budget, double time);
 
-  // Pages and snapshot of a pinned prefix stay. A pin takes its place among the pins that hold at
-  // most `max_pages` pages and `max_bytes` of snapshots; the oldest ones lose theirs.
-  void pin(Node& node, std::int64_t max_pages, std::size_t max_bytes);
+  // Pages and snapshot of a pinned prefix stay. The newest pins that the budget has room for do;
+  // pinning again makes it the newest. One that is larger than the whole budget is not pinned.
+  void pin(Node& node);
+  // The pin that was asked for longest ago; false when there is none.
+  bool unpin_oldest();
 
-  // Drops longest unused leaves whose page nobody else holds, until `n` pages were given back or
-  // there is none left. Returns how many.
+  // Drops longest unused leaves whose page nobody else holds and that no pin needs, until `n` pages
+  // were given back or there is none left. Returns how many.
   std::int64_t evict(std::int64_t n);
   // Drops a node and everything behind it.
   void erase_subtree(Node& node);
 
   [[nodiscard]] std::int64_t n_pages() const { return static_cast<std::int64_t>(nodes_.size()); }
+  [[nodiscard]] std::int64_t n_pins() const { return static_cast<std::int64_t>(pins_.size()); }
   [[nodiscard]] std::int64_t n_pinned_pages() const { return n_pinned_pages_; }
+  [[nodiscard]] std::size_t pinned_snapshot_bytes() const { return pinned_snapshot_bytes_; }
   [[nodiscard]] std::size_t snapshot_bytes() const { return snapshot_bytes_; }
   [[nodiscard]] std::int64_t n_snapshots() const { return n_snapshots_; }
   // Those that end a chain or hold a snapshot, the longest unused first.
@@ -69,13 +81,15 @@ class PrefixTree {
  private:
   using Order = std::set<std::pair<std::uint64_t, Node*>>;
   void unpin(Node& node);
+  void hold_pin_budget();
   void erase_leaf(Node& node);
 
+  const PinBudget pin_budget_;
   std::unordered_map<ChainKey, std::unique_ptr<Node>, ChainKeyHash> nodes_;
   std::unordered_map<const Page*, Node*> by_page_;
-  Order leaves_;     // by last use
-  Order snapshots_;  // of nodes that are not pinned themselves, by last use
-  std::list<Node*> pins_;
+  Order leaves_;           // by last use
+  Order snapshots_;        // of nodes that are not pinned themselves, by last use
+  std::list<Node*> pins_;  // the oldest first
   std::uint64_t tick_ = 0;
   std::int64_t n_pinned_pages_ = 0, n_snapshots_ = 0;
   std::size_t snapshot_bytes_ = 0, pinned_snapshot_bytes_ = 0;

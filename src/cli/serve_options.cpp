@@ -149,6 +149,12 @@ void add_engine(CLI::App& app, ServeOptions& o) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->group(kEngine);
+  app.add_option("--pinned-share", o.pinned_share,
+                 "part of both memories, 0 to 1, where system prompts that two requests began with "
+                 "stay against eviction; they go when a request could not run at all otherwise")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str()
+      ->group(kEngine);
   app.add_option("--preemption", o.preemption,
                  "a sequence that must make room: swap its history out, or drop and recompute it")
       ->check(CLI::IsMember({"swap", "drop"}))
@@ -247,6 +253,7 @@ engine::EngineOptions ServeOptions::engine() const {
   e.max_draft_batch = max_draft_batch;
   e.snapshot_interval = snapshot_interval;
   e.snapshot_bytes = snapshot_bytes;
+  e.pinned_share = pinned_share;
   e.prefix_cache = !no_prefix_cache;
   e.preemption = preemption == "swap" ? engine::EngineOptions::Preemption::swap
                                       : engine::EngineOptions::Preemption::drop;

@@ -35,6 +35,7 @@ struct ServeOptions {
   std::int64_t max_running = 64, max_step_tokens = 512, draft_tokens = 1, max_draft_batch = 8,
                snapshot_interval = 4096;
   bool no_prefix_cache = false;
+  double pinned_share = 0.25;
   std::string preemption = "swap";
 
   Path data;

@@ -52,6 +52,11 @@ void EngineLoop::handle(Request& request) {
       throw Error(ErrorCode::invalid_argument,
                   fmt::format("a generation named {} is under way already", g.request.stream));
     }
+    if (prefixes_ && g.request.preamble_tokens > 0) {
+      prefixes_->note_preamble(
+          g.request.cache_domain,
+          std::span(g.request.prompt).first(static_cast<std::size_t>(g.request.preamble_tokens)));
+    }
     for (const auto& choice : g.choices) {
       Choice& c = *choice;
       const auto index = static_cast<std::size_t>(c.index);
@@ -124,31 +129,34 @@ void EngineLoop::admit() {
   for (Choice* c : waiting) {
     if (n_running >= options_.max_running) break;
     if (is_long(c) && !c->swapped && n_long >= options_.max_long_prefills) continue;
-    if (!start(*c)) {
+    if (!start(*c, Pins::keep)) {
       // It waits for pages, and those behind it with it: they would take what it waits for.
       if (n_running > 0) break;
-      finish(*c, FinishReason::error,
-             fmt::format(
-                 "the text needs {} pages of KV memory and only {} of {} can be freed; give "
-                 "the server more KV memory",
-                 kv_.pages_for(c->text.n_tokens()) + 1, kv_.n_pages_free(), kv_.n_pages_total()));
-      continue;
+      // Nobody runs who could give some back; not even a pin is worth refusing it.
+      if (!start(*c, Pins::release)) {
+        finish(*c, FinishReason::error,
+               fmt::format(
+                   "the text needs {} pages of KV memory and only {} of {} can be freed; give "
+                   "the server more KV memory",
+                   kv_.pages_for(c->text.n_tokens()) + 1, kv_.n_pages_free(), kv_.n_pages_total()));
+        continue;
+      }
     }
     ++n_running;
     if (is_long(c)) ++n_long;
   }
 }
 
-bool EngineLoop::free_pages(std::int64_t n, const cache::PrefixCache::Hit* keep) {
+bool EngineLoop::free_pages(std::int64_t n, Pins pins) {
   const std::int64_t missing = n - kv_.n_pages_free();
   if (missing <= 0) return true;
-  if (prefixes_) prefixes_->evict(missing, keep);
+  if (prefixes_) prefixes_->evict(missing, pins);
   return kv_.n_pages_free() >= n;
 }
 
 // Gives a waiting choice a slot with its history as far as it is known, and pages for all of its
 // text. False when there are not enough.
-bool EngineLoop::start(Choice& c) {
+bool EngineLoop::start(Choice& c, Pins pins) {
   Generation& g = *c.generation;
   const std::int64_t total = c.text.n_tokens();
   const auto admitted = [&](std::int64_t slot, std::int64_t n_read) {
@@ -162,7 +170,7 @@ bool EngineLoop::start(Choice& c) {
     }
   };
   if (c.swapped) {
-    if (!free_pages(kv_.pages_for(total) + 1, nullptr)) return false;
+    if (!free_pages(kv_.pages_for(total) + 1, pins)) return false;
     const std::int64_t slot = kv_.open();
     HADAL_CHECK(kv_.reserve(slot, total));
     const std::int64_t position = c.swapped->position();
@@ -178,7 +186,7 @@ bool EngineLoop::start(Choice& c) {
   cache::PrefixCache::Hit hit;
   if (prefixes_) hit = prefixes_->find(g.request.cache_domain, c.text.tokens);
   const std::int64_t wanted = kv_.pages_for(total) + 1 - kv_.pages_for(hit.position);
-  if (!free_pages(wanted, &hit)) return false;
+  if (!free_pages(wanted, pins)) return false;  // the hit holds its own
   const std::int64_t slot = kv_.open();
   if (hit.position > 0) kv_.adopt(slot, hit.pages);
   if (hit.snapshot != nullptr) kv_.restore_state(slot, hit.position, hit.snapshot->state);
@@ -193,6 +201,7 @@ bool EngineLoop::start(Choice& c) {
   }
   if (prefixes_) {
     std::vector<std::int64_t> positions = g.request.snapshot_positions;
+    if (g.request.preamble_tokens > 0) positions.push_back(g.request.preamble_tokens);
     positions.push_back(c.text.n_prompt - 1);
     if (hit.shared_tokens - hit.position > kDiscoveredPrefix) {
       positions.push_back(hit.shared_tokens);
@@ -212,9 +221,10 @@ bool EngineLoop::make_room(Choice& c, std::int64_t end_position) {
   while (!kv_.reserve(c.text.slot, end_position)) {
     const std::int64_t missing =
         kv_.pages_for(end_position) - static_cast<std::int64_t>(kv_.pages(c.text.slot).size());
-    if (free_pages(missing, nullptr)) continue;
+    if (free_pages(missing, Pins::keep)) continue;
     const std::vector<Choice*> running = choices(Choice::State::running);
     if (running.size() == 1) {
+      if (free_pages(missing, Pins::release)) continue;
       finish(c, FinishReason::error,
              fmt::format("the KV memory of {} pages is used up; give the server more",
                          kv_.n_pages_total()));
@@ -285,12 +295,9 @@ void EngineLoop::keep_history(Choice& c, std::int64_t begin) {
   const auto wanted = std::find(c.snapshot_positions.begin(), c.snapshot_positions.end(), boundary);
   const bool spaced = options_.snapshot_interval > 0 && boundary % options_.snapshot_interval == 0;
   if (wanted == c.snapshot_positions.end() && !spaced) return;
-  const bool pinned =
-      request.pin_prefix && !request.snapshot_positions.empty() &&
-      request.snapshot_positions.front() / kv_.page_tokens() * kv_.page_tokens() == boundary;
   prefixes_->insert_snapshot(request.cache_domain,
                              std::span(c.text.tokens).first(static_cast<std::size_t>(boundary)),
-                             c.text.slot, snapshot, pinned);
+                             c.text.slot, snapshot);
   c.cached_to = boundary;
   if (boundary <= c.text.n_prompt && !c.generation->prompt_published) {
     c.generation->stats.written_tokens = boundary - c.generation->stats.cached_tokens;
@@ -309,7 +316,7 @@ void EngineLoop::fork(Choice& first) {
     const auto n_running = static_cast<std::int64_t>(choices(Choice::State::running).size());
     const std::int64_t n_private = kv_.pages_for(position) - static_cast<std::int64_t>(n_full);
     // Without room it reads the prompt alone, later; most of it lies in the prefix cache.
-    if (n_running >= options_.max_running || !free_pages(n_private, nullptr)) continue;
+    if (n_running >= options_.max_running || !free_pages(n_private, Pins::keep)) continue;
     const std::int64_t slot = kv_.open();
     const std::span<const cache::PageRef> pages = kv_.pages(first.text.slot);
     kv_.adopt(slot, pages.first(n_full));

@@ -46,6 +46,7 @@ struct EngineOptions {
   std::int64_t snapshot_interval = 4096;
   bool prefix_cache = true;
   std::size_t snapshot_bytes = std::size_t{256} << 20;
+  double pinned_share = 0.25;  // of pages and of snapshot_bytes: kept for shared preambles
   enum class Preemption : std::uint8_t { swap, drop } preemption = Preemption::swap;
   Path swap_directory = {};          // empty: the host's memory
   std::int64_t max_preemptions = 3;  // of one request; then it is left alone
@@ -54,8 +55,10 @@ struct EngineOptions {
 // What a status page wants to know; a copy, taken between steps.
 struct EngineStatus {
   std::int64_t n_running = 0, n_waiting = 0, n_prefilling = 0, n_preempted = 0;
-  std::int64_t pages_total = 0, pages_used = 0, pages_cached = 0;
-  std::size_t state_bytes = 0, page_bytes = 0, snapshot_bytes = 0;
+  std::int64_t pages_total = 0, pages_used = 0, pages_cached = 0, pages_pinned = 0;
+  std::int64_t pinned_prefixes = 0;
+  std::size_t state_bytes = 0, page_bytes = 0, snapshot_bytes = 0,
+              pinned_bytes = 0;  // of the pages and snapshots of pinned prefixes
   std::uint64_t steps = 0, prompt_tokens = 0, cached_tokens = 0, replayed_tokens = 0,
                 generated_tokens = 0, drafted_tokens = 0, accepted_drafts = 0, preemptions = 0,
                 prefix_queries = 0, prefix_hits = 0;  // the last two in tokens

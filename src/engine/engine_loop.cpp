@@ -36,6 +36,10 @@ EngineOptions checked(EngineOptions options, const LoadedModel& loaded,
   positive(options.max_step_tokens, "max_step_tokens");
   positive(options.max_long_prefills, "max_long_prefills");
   positive(options.page_tokens, "page_tokens");
+  if (!(options.pinned_share >= 0 && options.pinned_share <= 1)) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("pinned_share is {}; it must be from 0 to 1", options.pinned_share));
+  }
   if (disk != nullptr) {
     const cache::KvLayout layout(loaded.config, options.numerics, options.page_tokens, 0);
     options.snapshot_interval =
@@ -61,6 +65,7 @@ EngineLoop::EngineLoop(Runtime& runtime, const LoadedModel& loaded, const Engine
                           kv_,
                           cache::PrefixCacheOptions{
                               .snapshot_bytes = options_.snapshot_bytes,
+                              .pinned_share = options_.pinned_share,
                               .replay = disk != nullptr &&
                                         disk->strategy() == cache::WindowStrategy::zero},
                           disk)
@@ -123,6 +128,10 @@ void EngineLoop::validate(const Request& request) const {
       refuse(fmt::format("token id {} in the prompt is outside the vocabulary [0, {})", id,
                          loaded_.config.vocab_size));
     }
+  }
+  if (request.preamble_tokens < 0 || request.preamble_tokens > n) {
+    refuse(
+        fmt::format("preamble_tokens is {}; the prompt has {} tokens", request.preamble_tokens, n));
   }
   request.sampling.validate(loaded_.config.vocab_size);
   if (request.sink == nullptr) refuse("the request has no sink");
@@ -412,8 +421,12 @@ void EngineLoop::update_status(bool idle) {
   s.page_bytes = kv_.page_bytes_held();
   s.state_bytes = kv_.state_bytes_held();
   if (prefixes_) {
-    s.pages_cached = prefixes_->n_pages();
-    s.snapshot_bytes = prefixes_->snapshot_bytes();
+    const cache::PrefixCache::Statistics cached = prefixes_->statistics();
+    s.pages_cached = cached.pages;
+    s.snapshot_bytes = cached.snapshot_bytes;
+    s.pinned_prefixes = cached.pins;
+    s.pages_pinned = cached.pinned_pages;
+    s.pinned_bytes = cached.pinned_bytes;
   }
   const std::lock_guard lock(mutex_);
   status_ = s;

@@ -64,8 +64,9 @@ class EngineLoop {
 
   // Admission and memory.
   void admit();
-  [[nodiscard]] bool start(Choice& choice);
-  [[nodiscard]] bool free_pages(std::int64_t n, const cache::PrefixCache::Hit* keep);
+  using Pins = cache::PrefixCache::Pins;
+  [[nodiscard]] bool start(Choice& choice, Pins pins);
+  [[nodiscard]] bool free_pages(std::int64_t n, Pins pins);
   [[nodiscard]] bool make_room(Choice& choice, std::int64_t end_position);
   void preempt(Choice& choice);
   void fork(Choice& first);
@@ -83,7 +84,6 @@ class EngineLoop {
 
   [[nodiscard]] Choice& choice_of(const BatchJob& job) const;
   [[nodiscard]] std::vector<Choice*> choices(Choice::State state) const;
-  [[nodiscard]] std::int64_t context_limit() const { return context_limit_; }
   Publication& publication(Generation& generation);
 
   const LoadedModel& loaded_;

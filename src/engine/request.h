@@ -88,7 +88,9 @@ struct Request {
   // Prompt positions where a snapshot is wanted beside the usual ones (the token before a think
   // tag, the end of a system prompt, cache_control marks); sorted.
   std::vector<std::int64_t> snapshot_positions;
-  bool pin_prefix = false;  // keep the first snapshot position's prefix against eviction
+  // How many of the prompt's first tokens (a system prompt with its tools) other prompts may begin
+  // with as well: cache::PrefixCache::note_preamble. 0: none.
+  std::int64_t preamble_tokens = 0;
 
   // Per choice; may be empty functions, or return null.
   std::function<std::unique_ptr<grammar::Constraint>(std::int32_t choice)> make_constraint;

@@ -156,10 +156,11 @@ void App::status_json(Call& call) {
 
   out.key("cache").begin_object();
   out.member("pages_total", s.pages_total).member("pages_used", s.pages_used);
-  out.member("pages_cached", s.pages_cached);
+  out.member("pages_cached", s.pages_cached).member("pages_pinned", s.pages_pinned);
   count(out, "page_bytes", s.page_bytes);
   count(out, "state_bytes", s.state_bytes);
   count(out, "snapshot_bytes", s.snapshot_bytes);
+  count(out, "pinned_bytes", s.pinned_bytes);
   count(out, "prefix_query_tokens_total", s.prefix_queries);
   count(out, "prefix_hit_tokens_total", s.prefix_hits);
   out.key("prefix_hit_rate")

@@ -192,7 +192,8 @@ Prepared prepare(const ApiRequest& request, const ServedModel& model,
   form.single_call = form.single_call && prototype == nullptr;
   out.form = std::make_shared<const AnswerForm>(std::move(form));
 
-  const auto add = [&](std::vector<TokenId> prompt, std::vector<std::int64_t> positions) {
+  const auto add = [&](std::vector<TokenId> prompt, std::vector<std::int64_t> positions,
+                       std::int64_t preamble_tokens) {
     const auto n_prompt = static_cast<std::int64_t>(prompt.size());
     PreparedPart part;
     engine::Request& r = part.request;
@@ -210,6 +211,7 @@ Prepared prepare(const ApiRequest& request, const ServedModel& model,
     r.fairness_key = key.name + "/" + request.user_id;
     r.priority = request.priority;
     r.snapshot_positions = std::move(positions);
+    r.preamble_tokens = preamble_tokens;
     if (prototype) {
       r.make_constraint = [prototype](std::int32_t) { return prototype->clone(); };
     }
@@ -224,9 +226,9 @@ Prepared prepare(const ApiRequest& request, const ServedModel& model,
   if (is_chat) {
     EncodedPrompt prompt = encode_chat(request, model, settings, memory, domain);
     std::vector<std::int64_t> positions = snapshot_positions(prompt);
-    add(std::move(prompt.tokens), std::move(positions));
+    add(std::move(prompt.tokens), std::move(positions), prompt.end_of_system_position);
   } else {
-    for (const RawPrompt& prompt : request.prompts) add(raw_prompt(request, prompt, model), {});
+    for (const RawPrompt& prompt : request.prompts) add(raw_prompt(request, prompt, model), {}, 0);
   }
   if (out.parts.empty()) throw invalid_request("there is no prompt to continue", "prompt");
   return out;

@@ -72,6 +72,11 @@ ServerMetrics::ServerMetrics(const std::string& model_name)
                                      {{"pool", "compressed"}})),
       kv_state_bytes(registry_.gauge("dsv4:kv_bytes", "", {{"pool", "state"}})),
       kv_snapshot_bytes(registry_.gauge("dsv4:kv_bytes", "", {{"pool", "snapshot"}})),
+      kv_pinned_bytes(registry_.gauge("dsv4:prefix_pinned_bytes",
+                                      "Memory of shared system prompts that are not evicted; part "
+                                      "of the pools compressed and snapshot.")),
+      kv_pinned_pages(registry_.gauge("dsv4:prefix_pinned_pages", "KV pages of those prompts.")),
+      pinned_prefixes(registry_.gauge("dsv4:prefix_pinned", "How many those prompts are.")),
       kv_disk_bytes(registry_.gauge("dsv4:kv_disk_bytes", "Histories on disk.")),
       kv_disk_hits(registry_.counter("dsv4:kv_disk_hits_total", "Prefixes read from disk.")),
       prefix_replay_tokens(registry_.counter("dsv4:prefix_replay_tokens_total",
@@ -117,6 +122,9 @@ void ServerMetrics::update(const engine::EngineStatus& status) {
   kv_pages_bytes.set(static_cast<double>(status.page_bytes));
   kv_state_bytes.set(static_cast<double>(status.state_bytes));
   kv_snapshot_bytes.set(static_cast<double>(status.snapshot_bytes));
+  kv_pinned_bytes.set(static_cast<double>(status.pinned_bytes));
+  kv_pinned_pages.set(static_cast<double>(status.pages_pinned));
+  pinned_prefixes.set(static_cast<double>(status.pinned_prefixes));
   prefix_replay_tokens.set(status.replayed_tokens);
 }
 

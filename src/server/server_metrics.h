@@ -44,7 +44,8 @@ class ServerMetrics {
       &max_generation_tokens;
   Counter &drafts, &draft_tokens, &accepted_tokens;
   // Ours.
-  Gauge &kv_pages_bytes, &kv_state_bytes, &kv_snapshot_bytes, &kv_disk_bytes;
+  Gauge &kv_pages_bytes, &kv_state_bytes, &kv_snapshot_bytes, &kv_pinned_bytes, &kv_pinned_pages,
+      &pinned_prefixes, &kv_disk_bytes;
   Counter &kv_disk_hits, &prefix_replay_tokens, &turn_memory_hits, &disconnects, &refused;
   Histogram &wal_append, &wal_fsync;
   Gauge &wal_lag, &connections;

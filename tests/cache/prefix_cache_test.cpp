@@ -104,7 +104,7 @@ TEST_F(PrefixCacheTest, EvictionSparesWhatAdmissionNeeds) {
   remember(kv_, cache, a, {4 * kPage});
   remember(kv_, cache, b, {4 * kPage});
   const PrefixCache::Hit hit = cache.find("someone", a);
-  EXPECT_EQ(cache.evict(100, &hit), 4);
+  EXPECT_EQ(cache.evict(100), 4);
   EXPECT_EQ(cache.n_pages(), 4);
   expect_true_to(kv_, hit, a);
   EXPECT_EQ(cache.find("someone", a).position, 4 * kPage);
@@ -168,29 +168,116 @@ TEST_F(PrefixCacheTest, SnapshotsGrowOldAndPagesDoNot) {
   EXPECT_EQ(cache.n_pages(), 4);
 }
 
-TEST_F(PrefixCacheTest, PinsStayUntilNewerOnesFillHalfTheMemory) {
-  PagedKv kv(test::tiny_config(),
-             {.page_tokens = kPage, .page_budget_bytes = 20 * kv_.page_bytes()});
-  PrefixCache cache(kv, {.snapshot_seconds = 60, .now = [this] { return now_; }});
-  const auto pin = [&](const Text& text) {
-    const std::int64_t slot = run_text(kv, text);
-    cache.insert_snapshot("", text, slot, snapshot_of(kv, text, 4 * kPage), /*pinned=*/true);
-    kv.close(slot);
-  };
-  const Text a = text_of(4 * kPage + 1, 1), b = text_of(4 * kPage + 1, 2),
-             c = text_of(4 * kPage + 1, 3);
-  pin(a);
+// Twenty pages, of which pins may take eight.
+class PreambleTest : public PrefixCacheTest {
+ protected:
+  static constexpr std::int64_t kPreamble = 4 * kPage;
+  PreambleTest()
+      : small_(test::tiny_config(),
+               {.page_tokens = kPage, .page_budget_bytes = 20 * kv_.page_bytes()}),
+        cache_(small_,
+               {.snapshot_seconds = 60, .pinned_share = 0.4, .now = [this] { return now_; }}) {}
+
+  // A request whose prompt is this preamble and a token.
+  static Text prompt_of(TokenId which) { return text_of(kPreamble + 1, which); }
+  std::int64_t request(TokenId which) {
+    const Text text = prompt_of(which);
+    cache_.note_preamble("", test::first_of(text, kPreamble + 1));
+    const std::int64_t position = cache_.find("", text).position;
+    if (position == kPreamble) return position;
+    const std::int64_t slot = run_text(small_, text);
+    cache_.insert_snapshot("", text, slot, snapshot_of(small_, text, kPreamble));
+    small_.close(slot);
+    return position;
+  }
+  std::int64_t known(TokenId which) { return cache_.find("", prompt_of(which)).position; }
+
+  PagedKv small_;
+  PrefixCache cache_;
+};
+
+TEST_F(PreambleTest, TheSecondRequestPinsIt) {
+  request(1);
+  EXPECT_EQ(cache_.statistics().pinned_pages, 0);
+  EXPECT_EQ(request(1), kPreamble);
+  request(2);
+  const PrefixCache::Statistics s = cache_.statistics();
+  EXPECT_EQ(s.pins, 1);
+  EXPECT_EQ(s.pinned_pages, 4);
+  EXPECT_EQ(s.pinned_bytes, 4 * small_.page_bytes() + small_.saved_state_bytes(kPreamble));
   now_ = 1000;
-  pin(b);
-  EXPECT_EQ(cache.evict(100), 0);
-  EXPECT_EQ(cache.find("", a).position, 4 * kPage);
-  EXPECT_EQ(cache.statistics().pinned_pages, 8);
-  pin(c);  // twelve of twenty pages would be too many
-  EXPECT_EQ(cache.statistics().pinned_pages, 8);
-  EXPECT_EQ(cache.evict(100), 4);
-  EXPECT_EQ(cache.find("", a).position, 0);
-  EXPECT_EQ(cache.find("", b).position, 4 * kPage);
-  EXPECT_EQ(cache.find("", c).position, 4 * kPage);
+  EXPECT_EQ(cache_.evict(100), 4);
+  EXPECT_EQ(known(1), kPreamble);
+  EXPECT_EQ(known(2), 0);
+  expect_true_to(small_, cache_.find("", prompt_of(1)), prompt_of(1));
+  // Others' domains have theirs.
+  cache_.note_preamble("bob", test::first_of(prompt_of(3), kPreamble));
+  request(3);
+  EXPECT_EQ(cache_.statistics().pins, 1);
+}
+
+// It came twice, and its pages were evicted in between: the third finds it.
+TEST_F(PreambleTest, IsCountedAcrossEviction) {
+  request(1);
+  EXPECT_EQ(cache_.evict(100), 4);
+  EXPECT_EQ(request(1), 0);
+  EXPECT_EQ(cache_.evict(100), 0);
+  EXPECT_EQ(request(1), kPreamble);
+}
+
+TEST_F(PreambleTest, TheBudgetHoldsTheNewest) {
+  for (TokenId which = 1; which <= 40; ++which) {
+    for (int i = 0; i < 2; ++i) request(which);
+    EXPECT_LE(cache_.statistics().pinned_pages, 8);
+    if (which > 2) request(1);  // stays in use
+    cache_.evict(100);
+  }
+  EXPECT_EQ(cache_.statistics().pins, 2);
+  EXPECT_EQ(cache_.n_pages(), 8);
+  EXPECT_EQ(known(1), kPreamble);
+  EXPECT_EQ(known(40), kPreamble);
+}
+
+TEST_F(PreambleTest, OneThatIsTooLargePushesNobodyOut) {
+  for (int i = 0; i < 2; ++i) request(1);
+  const Text large = text_of(9 * kPage + 1, 7);
+  for (int i = 0; i < 2; ++i) cache_.note_preamble("", large);
+  remember(small_, cache_, large, {9 * kPage}, "");
+  EXPECT_EQ(cache_.statistics().pins, 1);
+  EXPECT_EQ(cache_.statistics().pinned_pages, 4);
+  EXPECT_EQ(cache_.evict(100), 9);
+  EXPECT_EQ(known(1), kPreamble);
+  cache_.note_preamble("", test::first_of(large, kPage - 1));  // less than a page: nothing to pin
+  cache_.note_preamble("", {});
+}
+
+TEST_F(PreambleTest, SnapshotsHaveABudgetToo) {
+  const std::size_t size = small_.saved_state_bytes(kPreamble);
+  PrefixCache cache(small_, {.snapshot_bytes = 5 * size, .pinned_share = 0.4});
+  for (TokenId which = 1; which <= 3; ++which) {
+    const Text text = text_of(2 * kPage + 1, which);
+    ASSERT_EQ(small_.saved_state_bytes(2 * kPage), size);
+    for (int i = 0; i < 2; ++i) cache.note_preamble("", test::first_of(text, 2 * kPage));
+    remember(small_, cache, text, {2 * kPage}, "");
+  }
+  EXPECT_EQ(cache.statistics().pins, 2);
+  EXPECT_EQ(cache.statistics().pinned_pages, 4);
+  EXPECT_EQ(cache.statistics().snapshots, 3);
+}
+
+TEST_F(PreambleTest, PinsAreReleasedWhenAllElseIsGone) {
+  for (TokenId which = 1; which <= 2; ++which) {
+    for (int i = 0; i < 2; ++i) request(which);
+  }
+  request(3);
+  EXPECT_EQ(cache_.evict(4, PrefixCache::Pins::release), 4);  // the third's suffice
+  EXPECT_EQ(cache_.statistics().pins, 2);
+  const PrefixCache::Hit hit = cache_.find("", prompt_of(2));
+  EXPECT_EQ(cache_.evict(1, PrefixCache::Pins::release), 1);
+  EXPECT_EQ(cache_.statistics().pins, 1);
+  EXPECT_EQ(known(1), 0);
+  EXPECT_EQ(cache_.evict(100, PrefixCache::Pins::release), 3);  // what a hit holds, it holds
+  expect_true_to(small_, hit, prompt_of(2));
 }
 
 TEST_F(PrefixCacheTest, StaleRowsNeverServeAHit) {

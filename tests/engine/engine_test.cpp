@@ -305,6 +305,86 @@ TEST(Engine, SharedPrefixesAreReadOnce) {
   EXPECT_EQ(sink_of(stranger)->stats().cached_tokens, 0);
 }
 
+// Two pages of system prompt, and a memory that other conversations fill many times over.
+class SystemPrompt : public testing::Test {
+ protected:
+  SystemPrompt() {
+    const cache::PagedKv kv(tiny().config, {.page_tokens = options_.page_tokens});
+    options_.kv_bytes = kv.page_bytes() * 12;
+  }
+  // The cached tokens of a conversation that begins with system prompt `which`.
+  std::int64_t converse(Engine& engine, std::uint32_t which, std::uint32_t question) {
+    std::vector<TokenId> ids = prompt(300, which);
+    const std::vector<TokenId> more = prompt(60, question);
+    ids.insert(ids.end(), more.begin(), more.end());
+    Request r = make_request("system" + std::to_string(n_++), ids, 3);
+    r.preamble_tokens = 300;
+    engine.submit(r);
+    sink_of(r)->wait();
+    EXPECT_EQ(sink_of(r)->answer(), alone(r));
+    return sink_of(r)->stats().cached_tokens;
+  }
+  void press(Engine& engine) {
+    for (std::uint32_t i = 0; i < 6; ++i) {
+      Request r = make_request("press" + std::to_string(n_++), prompt(500, 500 + i), 2);
+      engine.submit(r);
+      sink_of(r)->wait();
+    }
+  }
+  EngineOptions options_{.draft_tokens = 0};
+  int n_ = 0;
+};
+
+TEST_F(SystemPrompt, StaysUnderPressureOnceTwoCameWithIt) {
+  Engine engine(runtime(), tiny(), options_, nullptr);
+  EXPECT_EQ(converse(engine, 60, 1), 0);
+  press(engine);
+  EXPECT_EQ(converse(engine, 60, 2), 0);  // one request's is evicted as all else
+  press(engine);
+  EXPECT_EQ(converse(engine, 60, 3), 256);
+  EXPECT_EQ(engine.status().pages_pinned, 2);
+  EXPECT_EQ(engine.status().pinned_prefixes, 1);
+  EXPECT_GT(engine.status().pinned_bytes, 0U);
+
+  options_.pinned_share = 0;
+  Engine without(runtime(), tiny(), options_, nullptr);
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(converse(without, 60, i), 0);
+    press(without);
+  }
+  EXPECT_EQ(without.status().pages_pinned, 0);
+}
+
+TEST_F(SystemPrompt, ManyOfThemKeepToTheirShare) {
+  Engine engine(runtime(), tiny(), options_, nullptr);
+  for (std::uint32_t which = 60; which < 66; ++which) {
+    for (std::uint32_t i = 0; i < 2; ++i) converse(engine, which, i);
+    EXPECT_LE(engine.status().pages_pinned, 3);
+  }
+  EXPECT_EQ(engine.status().pinned_prefixes, 1);
+}
+
+TEST_F(SystemPrompt, GoesBeforeARequestIsRefused) {
+  options_.kv_bytes = options_.kv_bytes / 12 * 8;
+  Engine engine(runtime(), tiny(), options_, nullptr);
+  for (std::uint32_t i = 0; i < 2; ++i) converse(engine, 60, i);
+  EXPECT_EQ(engine.status().pages_pinned, 2);
+  // At admission: all eight pages are needed.
+  Request r = make_request("large", prompt(7 * 128 - 20, 70), 3);
+  engine.submit(r);
+  sink_of(r)->wait();
+  EXPECT_EQ(sink_of(r)->answer().finish->error, "");
+  EXPECT_EQ(engine.status().pages_pinned, 0);
+  // While it grows.
+  for (std::uint32_t i = 0; i < 2; ++i) converse(engine, 60, i);
+  EXPECT_EQ(engine.status().pages_pinned, 2);
+  Request grows = make_request("grows", prompt(5 * 128 - 20, 71), 300);
+  engine.submit(grows);
+  sink_of(grows)->wait();
+  EXPECT_EQ(sink_of(grows)->answer().finish->error, "");
+  EXPECT_EQ(engine.status().pages_pinned, 0);
+}
+
 // Each strategy for window rows, across a restart: the same answer, and what it costs in tokens.
 TEST(Engine, ARestartedEngineContinuesFromDisk) {
   const std::vector<TokenId> shared = prompt(700, 31);
@@ -377,6 +457,10 @@ TEST(Engine, RefusesWhatCanNeverRun) {
   r = make_request("a", {1}, 5);
   r.sampling.top_p = 0;
   EXPECT_THAT(refusal(r), HasSubstr("top_p"));
+  r = make_request("a", {1}, 5);
+  r.preamble_tokens = 2;
+  EXPECT_THAT(refusal(r), HasSubstr("preamble_tokens is 2"));
+  EXPECT_THROW(Engine(runtime(), tiny(), {.pinned_share = 1.5}, nullptr), Error);
   EXPECT_THROW(Engine(runtime(), tiny(), {.kv_bytes = 1}, nullptr), Error);
   EXPECT_THROW(Engine(runtime(), tiny(), {.max_running = 0}, nullptr), Error);
 }

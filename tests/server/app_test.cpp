@@ -189,6 +189,27 @@ TEST_F(AppTest, BodiesAboveTheLimitGet413InTheApisShape) {
   EXPECT_EQ(TestJson::parse(anthropic.body)["type"], "error");
 }
 
+// What other conversations may begin with as well, and the engine is asked to keep.
+TEST_F(AppTest, TheSystemPromptAndItsToolsAreThePreamble) {
+  start();
+  TestJson body = chat("Hi");
+  ASSERT_EQ(post("/v1/chat/completions", body).status, 200);
+  body["messages"] = {{{"role", "developer"}, {"content", "Be brief."}},
+                      {{"role", "user"}, {"content", "Hi"}}};
+  body["tools"] = {{{"type", "function"}, {"function", {{"name", "look"}}}}};
+  ASSERT_EQ(post("/v1/chat/completions", body).status, 200);
+  ASSERT_EQ(post("/v1/completions", {{"model", "alias"}, {"prompt", "Be brief."}}).status, 200);
+  const auto submitted = generator_->submitted();
+  EXPECT_EQ(submitted[0].preamble_tokens, 0);
+  const engine::Request& r = submitted[1];
+  const std::string text = test::tokenizer().decode(
+      std::span(r.prompt).first(static_cast<std::size_t>(r.preamble_tokens)));
+  EXPECT_TRUE(text.starts_with("<｜begin▁of▁sentence｜>Be brief.")) << text;
+  EXPECT_NE(text.find("\"look\""), std::string::npos) << text;
+  EXPECT_EQ(text.find("<｜User｜>"), std::string::npos) << text;
+  EXPECT_EQ(submitted[2].preamble_tokens, 0);
+}
+
 TEST_F(AppTest, StopStringsEndTheAnswerAndTheGeneration) {
   says("one two STOP three");
   start();
@@ -640,6 +661,9 @@ TEST_F(AppTest, MetricsHaveTheirNames) {
                            "vllm:spec_decode_num_accepted_tokens_total",
                            "vllm:spec_decode_num_accepted_tokens_per_pos_total",
                            "dsv4:kv_bytes",
+                           "dsv4:prefix_pinned_bytes",
+                           "dsv4:prefix_pinned_pages",
+                           "dsv4:prefix_pinned",
                            "dsv4:kv_disk_bytes",
                            "dsv4:kv_disk_hits_total",
                            "dsv4:prefix_replay_tokens_total",
