@@ -37,12 +37,13 @@ Attention::Attention(const Config& config, const LayerSpec& layer, std::int64_t 
 Tensor Attention::queries(ExecContext& ctx, const Tensor& q_latent, const Tensor& rope) const {
   Tensor q = ops::linear(ctx, q_latent, q_b_proj_);
   q = ops::head_norm(ctx, q.reshape({q.dim(0), n_heads_, head_dim_}), norm_eps_);
-  return ops::rope(ctx, std::move(q), rope);
+  // Norms and rotations are cheap to repeat; products are not.
+  return recompute(ctx, ops::rope(ctx, std::move(q), rope));
 }
 
 Tensor Attention::output(ExecContext& ctx, Tensor o, const Tensor& rope) const {
   // Values were rotated with their keys; turning by the query's position leaves relative angles.
-  const Tensor turned = ops::rope(ctx, std::move(o), rope, RopeDirection::inverse);
+  const Tensor turned = recompute(ctx, ops::rope(ctx, std::move(o), rope, RopeDirection::inverse));
   const Tensor flat = turned.reshape({turned.dim(0), n_heads_ * head_dim_});
   return ops::linear(ctx, ops::grouped_linear(ctx, flat, o_a_proj_, o_groups_), o_b_proj_);
 }
@@ -55,7 +56,8 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
     histories.push_back(step.kv.history(layer_index_, s.slot, s.start + s.end - s.begin));
   }
 
-  const Tensor q_latent = ops::rms_norm(ctx, ops::linear(ctx, x, q_a_proj_), q_a_norm_, norm_eps_);
+  const Tensor q_latent =
+      recompute(ctx, ops::rms_norm(ctx, ops::linear(ctx, x, q_a_proj_), q_a_norm_, norm_eps_));
   const Tensor q = queries(ctx, q_latent, rope);  // [n_tokens, n_heads, head_dim]
 
   const Tensor kv = ops::rms_norm(ctx, ops::linear(ctx, x, kv_proj_), kv_norm_, norm_eps_);
@@ -64,30 +66,56 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
   const ops::StepRows new_rows =
       ops::store_step_rows(ctx, turned.reshape({n_tokens, head_dim_}), step.kv.entry_format());
 
-  Tensor selected;
-  if (indexer_) selected = indexer_->forward(ctx, step, x, q_latent, histories, rope);
+  const bool selects = step.csa_selection == CsaSelection::indexer;
+  const bool scored =
+      indexer_ && step.observer != nullptr && step.observer->wants_index_scores(layer_index_);
+  Indexer::Output index;
+  if (indexer_ && (selects || scored)) {
+    // The trunk does not learn from what the indexer makes of it.
+    index = indexer_->forward(ctx, step, x.detached(), q_latent.detached(), histories, rope,
+                              {.selects = selects, .scored = scored});
+  }
+
+  Tensor entries;
+  std::vector<StepEntries> added(histories.size());
   if (compressor_) {
     std::vector<CompressorTail> tails;
     tails.reserve(histories.size());
     for (const LayerHistory& history : histories) tails.push_back(history.tail);
-    const Compressor::Output added = compressor_->forward(ctx, step, x, tails);
+    const Compressor::Output output = compressor_->forward(ctx, step, x, tails);
     for (std::size_t i = 0; i < histories.size(); ++i) {
-      const auto [row, count, first] = added.by_sequence[i].from(histories[i].frozen_entries);
-      ops::store_rows(ctx, added.entries.slice(row, row + count), histories[i].entries, first);
+      const auto [row, count, first] = output.by_sequence[i].from(histories[i].frozen_entries);
+      ops::store_rows(ctx, output.entries.slice(row, row + count), histories[i].entries, first);
+      added[i] = output.by_sequence[i].rows();
     }
+    entries = output.entries;
   }
 
   std::vector<AttentionSequence> sequences;
   for (std::size_t i = 0; i < histories.size(); ++i) {
     const TokenBatch::Sequence& s = step.batch.sequences[i];
     sequences.push_back({s.begin, s.end, s.start, histories[i].window, histories[i].ring_rows,
-                         histories[i].entries});
+                         histories[i].entries, added[i]});
   }
   const ops::AttentionOptions options{
       .window = window_,
       .ratio = compressor_ ? compressor_->ratio() : 0,
       .softmax_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_)))};
-  Tensor o = ops::sparse_attention(ctx, q, new_rows.view(), sinks_, selected, options, sequences);
+  Tensor log_sum_exp;
+  Tensor o =
+      ops::sparse_attention(ctx, q, new_rows, sinks_, index.selected, options, sequences,
+                            {.entries = entries, .log_sum_exp = scored ? &log_sum_exp : nullptr});
+  if (scored) {
+    step.observer->indexed(ctx, layer_index_,
+                           {.index_queries = index.queries,
+                            .index_weights = index.weights,
+                            .index_keys = index.keys,
+                            .queries = q.detached(),
+                            .log_sum_exp = log_sum_exp,
+                            .selected = index.selected,
+                            .options = options,
+                            .sequences = sequences});
+  }
 
   // Only now: the step's queries still needed the rows that these replace.
   for (const AttentionSequence& s : sequences) {

@@ -28,6 +28,7 @@ class Compressor {
       const std::int64_t skip = std::clamp<std::int64_t>(entry - first, 0, count);
       return {row + skip, count - skip, first + skip};
     }
+    [[nodiscard]] StepEntries rows() const { return {row, count, first}; }
   };
   struct Output {
     Tensor entries;  // [n_entries, width], rotated

@@ -20,8 +20,11 @@ Indexer::Indexer(const Config& config, const LayerSpec& layer, const BoundWeight
       topk_(config.index_topk),
       ratio_(layer.compress_ratio) {}
 
-Tensor Indexer::forward(ExecContext& ctx, const Step& step, const Tensor& x, const Tensor& q_latent,
-                        std::span<const LayerHistory> histories, const Tensor& rope_table) const {
+Indexer::Output Indexer::forward(ExecContext& step_ctx, const Step& step, const Tensor& x,
+                                 const Tensor& q_latent, std::span<const LayerHistory> histories,
+                                 const Tensor& rope_table, Wanted wanted) const {
+  // A selection has no gradient: without a loss there is nothing to remember.
+  ExecContext ctx = wanted.scored ? step_ctx : step_ctx.without_tape();
   const bool fp4 = step.kv.index_format().kind == KvRowKind::fp4;
   std::vector<CompressorTail> tails;
   for (const LayerHistory& history : histories) tails.push_back(history.index_tail);
@@ -37,7 +40,8 @@ Tensor Indexer::forward(ExecContext& ctx, const Step& step, const Tensor& x, con
     sequences.push_back({s.begin, s.end, s.start, histories[i].index_keys});
     everything_visible &= (s.start + s.end - s.begin) / ratio_ <= topk_;
   }
-  if (everything_visible) return {};
+  const bool selects = wanted.selects && !everything_visible;
+  if (!selects && !wanted.scored) return {};
 
   Tensor q = ops::linear(ctx, q_latent, q_proj_).reshape({x.dim(0), n_heads_, width_});
   q = ops::rope(ctx, std::move(q), rope_table);
@@ -46,7 +50,14 @@ Tensor Indexer::forward(ExecContext& ctx, const Step& step, const Tensor& x, con
   const auto factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(width_)) /
                                          std::sqrt(static_cast<double>(n_heads_)));
   const Tensor weights = ops::scale(ctx, ops::linear(ctx, x, weights_proj_), factor);
-  return ops::index_topk(ctx, q, weights, topk_, ratio_, sequences);
+  Output out;
+  if (selects) out.selected = ops::index_topk(ctx, q, weights, topk_, ratio_, sequences);
+  if (!wanted.scored) return out;
+  out.queries = q;
+  out.weights = weights;
+  // The values that were stored: rounding is a function of the row.
+  out.keys = fp4 ? ops::fake_quantize_fp4(ctx, std::move(keys.entries)) : keys.entries;
+  return out;
 }
 
 }  // namespace hadal::model

@@ -13,13 +13,21 @@ class Indexer {
   Indexer(const Config& config, const LayerSpec& layer, const BoundWeights& weights,
           const std::string& prefix, const ops::RopeFrequencies& rope);
 
-  // Appends this step's keys, then selects.
+  struct Wanted {
+    bool selects = true;  // the best entries of every token
+    bool scored = false;  // what they are scored with; only then does anything here learn
+  };
+  struct Output {
+    Tensor selected;  // [n_tokens, index_topk] i32; empty: every token sees all of its entries
+    // Where `scored`, as ops::IndexedAttention has them.
+    Tensor queries, weights, keys;
+  };
+  // Appends this step's keys, then does what is wanted.
   //   x        [n_tokens, hidden]       attention's input
   //   q_latent [n_tokens, q_lora_rank]  the shared low-rank query, normed
-  //   return   [n_tokens, index_topk] i32; empty when every token may see all of its entries
-  [[nodiscard]] Tensor forward(ExecContext& ctx, const Step& step, const Tensor& x,
+  [[nodiscard]] Output forward(ExecContext& ctx, const Step& step, const Tensor& x,
                                const Tensor& q_latent, std::span<const LayerHistory> histories,
-                               const Tensor& rope_table) const;
+                               const Tensor& rope_table, Wanted wanted) const;
 
  private:
   Compressor compressor_;

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "ops/elementwise.h"
+
 namespace hadal::ops {
 
 namespace {
@@ -20,13 +22,43 @@ Tensor hadamard(ExecContext& ctx, Tensor x) {
                 fmt::format("hadamard: {} columns; a Walsh-Hadamard matrix needs a power of two",
                             rows.dim(1)));
   }
-  ctx.launch(kHadamard, x.dtype(), HadamardArgs{.x = rows});
-  return x;
+  Tape* tape = ctx.tape_for(x);
+  Tensor y = tape != nullptr ? copy(ctx, x) : x;
+  ctx.launch(kHadamard, y.dtype(), HadamardArgs{.x = as_rows(y)});
+  if (tape != nullptr) {
+    y = tape->variable(y);
+    tape->record({.name = "hadamard",
+                  .inputs = {x},
+                  .outputs = {y},
+                  .backward =
+                      [](Backward& b) {
+                        // The matrix is symmetric.
+                        const Tensor dy = b.gradient(0);
+                        b.ctx().launch(kHadamard, DType::f32, HadamardArgs{.x = as_rows(dy)});
+                        b.accumulate(0, dy);
+                      },
+                  .replay = [](ExecContext& c, const TensorList& in) -> TensorList {
+                    return {hadamard(c, copy(c, in[0]))};
+                  }});
+  }
+  return y;
 }
 
 Tensor fake_quantize_fp4(ExecContext& ctx, Tensor x) {
-  ctx.launch(kFakeQuantizeFp4, x.dtype(), FakeQuantizeFp4Args{.x = as_rows(x)});
-  return x;
+  Tape* tape = ctx.tape_for(x);
+  Tensor y = tape != nullptr ? copy(ctx, x) : x;
+  ctx.launch(kFakeQuantizeFp4, y.dtype(), FakeQuantizeFp4Args{.x = as_rows(y)});
+  if (tape != nullptr) {
+    y = tape->variable(y);
+    tape->record({.name = "fake_quantize_fp4",
+                  .inputs = {x},
+                  .outputs = {y},
+                  .backward = [](Backward& b) { b.accumulate(0, b.gradient(0)); },
+                  .replay = [](ExecContext& c, const TensorList& in) -> TensorList {
+                    return {fake_quantize_fp4(c, copy(c, in[0]))};
+                  }});
+  }
+  return y;
 }
 
 Tensor index_topk(ExecContext& ctx, const Tensor& q, const Tensor& weights, std::int64_t topk,

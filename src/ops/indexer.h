@@ -6,7 +6,8 @@
 namespace hadal::ops {
 
 // Rotates rows by a normalised Walsh-Hadamard matrix and, for queries, rounds them to FP4. Keys
-// are rounded when they are stored.  Source: architecture.md §3.6.1.
+// are rounded when they are stored. Differentiable; rounding passes gradients straight through.
+// Source: architecture.md §3.6.1.
 //   x  [..., width], width a power of two; consumed: the result may share its memory
 [[nodiscard]] Tensor hadamard(ExecContext& ctx, Tensor x);
 [[nodiscard]] Tensor fake_quantize_fp4(ExecContext& ctx, Tensor x);

@@ -9,6 +9,7 @@ StepRows store_step_rows(ExecContext& ctx, const Tensor& x, const KvRowFormat& f
   rows.storage = ctx.empty({rows.n_rows, format.row_bytes()}, DType::u8);
   rows.page = rows.storage.bytes();
   store_rows(ctx, x, rows.view(), 0);
+  if (ctx.tape_for(x) != nullptr) rows.source = x;
   return rows;
 }
 
@@ -19,6 +20,7 @@ void store_rows(ExecContext& ctx, const Tensor& x, const PagedRows& rows, std::i
 
 void copy_to_ring(ExecContext& ctx, const StepRows& from, std::int64_t from_first, std::int64_t n,
                   const PagedRows& ring, std::int64_t first, std::int64_t modulus) {
+  if (ring.pages.empty()) return;
   ctx.launch(kCopyRows, ctx.activation_dtype(),
              CopyRowsArgs{.from = from.view(),
                           .to = ring,

@@ -11,6 +11,7 @@ struct StepRows {
   std::byte* page = nullptr;
   KvRowFormat format;
   std::int64_t n_rows = 0;
+  Tensor source;  // what was rounded, when a tape wants its gradient: rounding passes it straight
   // Borrows this object: it must stay where it is while the view is used.
   [[nodiscard]] PagedRows view() const { return {format, {&page, 1}, n_rows}; }
 };
@@ -23,6 +24,7 @@ struct StepRows {
 void store_rows(ExecContext& ctx, const Tensor& x, const PagedRows& rows, std::int64_t first);
 
 // Copies rows [from_first, from_first + n) of a step into a ring of `modulus` slots at `first`.
+// A ring without pages takes none.
 void copy_to_ring(ExecContext& ctx, const StepRows& from, std::int64_t from_first, std::int64_t n,
                   const PagedRows& ring, std::int64_t first, std::int64_t modulus);
 

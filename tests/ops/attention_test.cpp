@@ -55,7 +55,7 @@ TEST_P(SparseAttentionTest, EqualsTheReference) {
   const AttentionSequence sequence{0, c.n_tokens, 0, own.view(), c.n_tokens, compressed.view()};
   const float scale = 0.3f;
   const Tensor o = ops::sparse_attention(
-      t.ctx, q, own.view(), sinks, selected,
+      t.ctx, q, own, sinks, selected,
       {.window = c.window, .ratio = c.ratio, .softmax_scale = scale}, {&sequence, 1});
   std::vector<float> want;
   for (std::int64_t p = 0; p < c.n_tokens; ++p) {
@@ -94,7 +94,7 @@ TEST(SparseAttention, ALoudSinkSilencesAndNoSinkIsSoftmax) {
   const auto run = [&](float sink) {
     Tensor sinks = Tensor::empty({1}, DType::f32);
     sinks.data<float>()[0] = sink;
-    return values(ops::sparse_attention(t.ctx, q, own.view(), sinks, {},
+    return values(ops::sparse_attention(t.ctx, q, own, sinks, {},
                                         {.window = 1, .ratio = 0, .softmax_scale = 1.0f},
                                         {&sequence, 1}));
   };

@@ -171,7 +171,7 @@ TEST(UnitsGolden, AttendsWithSinksAndMasks) {
     const AttentionSequence sequence{0, 1, n - 1, ring.view(), n, {}};
     const Tensor one = q.reshape({n_queries, n_heads, width}).slice(i, i + 1);
     const Tensor o = ops::sparse_attention(
-        t.ctx, one, own.view(), units().tensor("sparse_attn.sink"), {},
+        t.ctx, one, own, units().tensor("sparse_attn.sink"), {},
         {.window = n, .ratio = 0, .softmax_scale = static_cast<float>(1 / std::sqrt(128.0))},
         {&sequence, 1});
     const std::vector<float> row = values(o);

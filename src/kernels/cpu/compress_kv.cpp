@@ -104,6 +104,7 @@ void compress_sequence(Stream& stream, const CompressKvArgs& a, const CompressSe
     });
   });
 
+  if (!s.tail.kv) return;
   // After the entries: the ring may be as short as the rows that the next call needs.
   const std::int64_t ring = s.tail.kv.dim(0);
   for (std::int64_t p = std::max(s.start, end_position - ring); p < end_position; ++p) {

@@ -8,6 +8,7 @@
 #include "core/quant.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/kv_rows.h"
+#include "kernels/cpu/select_topk.h"
 #include "kernels/cpu/simd.h"
 
 namespace hadal::kernels::cpu {
@@ -103,28 +104,6 @@ WeightRows page_keys(const PagedRows& keys, std::int64_t page) {
   return rows;
 }
 
-// Marks the topk largest of scores[0, n), ties to the lower index, as an ascending list.
-void select_topk(const float* scores, std::int64_t n, std::int64_t topk, std::int32_t* out,
-                 std::vector<float>& scratch) {
-  std::int64_t kept = 0;
-  if (n <= topk) {
-    for (; kept < n; ++kept) out[kept] = static_cast<std::int32_t>(kept);
-  } else {
-    scratch.assign(scores, scores + n);
-    const auto kth = scratch.begin() + (topk - 1);
-    std::nth_element(scratch.begin(), kth, scratch.end(), std::greater<>());
-    const float threshold = *kth;
-    const auto above = std::count_if(scores, scores + n, [&](float s) { return s > threshold; });
-    std::int64_t ties = topk - above;  // the lowest entries among the equal ones
-    for (std::int64_t s = 0; s < n; ++s) {
-      if (kept < topk && (scores[s] > threshold || (scores[s] == threshold && ties-- > 0))) {
-        out[kept++] = static_cast<std::int32_t>(s);
-      }
-    }
-  }
-  std::fill(out + kept, out + topk, -1);
-}
-
 // Queries go in blocks, so that many of them do not need the whole score matrix. A block's work is
 // split over groups of queries, which share the decoding of a page's keys, and over pages, so that
 // one query over a long history keeps every thread busy.
@@ -204,6 +183,27 @@ class SequenceIndex {
 };
 
 }  // namespace
+
+void select_topk(const float* scores, std::int64_t n, std::int64_t topk, std::int32_t* out,
+                 std::vector<float>& scratch) {
+  std::int64_t kept = 0;
+  if (n <= topk) {
+    for (; kept < n; ++kept) out[kept] = static_cast<std::int32_t>(kept);
+  } else {
+    scratch.assign(scores, scores + n);
+    const auto kth = scratch.begin() + (topk - 1);
+    std::nth_element(scratch.begin(), kth, scratch.end(), std::greater<>());
+    const float threshold = *kth;
+    const auto above = std::count_if(scores, scores + n, [&](float s) { return s > threshold; });
+    std::int64_t ties = topk - above;  // the lowest entries among the equal ones
+    for (std::int64_t s = 0; s < n; ++s) {
+      if (kept < topk && (scores[s] > threshold || (scores[s] == threshold && ties-- > 0))) {
+        out[kept++] = static_cast<std::int32_t>(s);
+      }
+    }
+  }
+  std::fill(out + kept, out + topk, -1);
+}
 
 void hadamard(Stream& stream, const HadamardArgs& a) {
   const std::int64_t n = a.x.dim(1);

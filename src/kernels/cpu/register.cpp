@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embed.h"
 #include "kernels/hyper_connection.h"
+#include "kernels/index_loss.h"
 #include "kernels/indexer.h"
 #include "kernels/kv_rows.h"
 #include "kernels/linear.h"
@@ -45,6 +46,9 @@ void embed_backward(Stream&, const EmbedBackwardArgs&);
 void linear_backward(Stream&, const LinearBackwardArgs&);
 void cross_entropy(Stream&, const CrossEntropyArgs&);
 void rms_norm_backward(Stream&, const RmsNormBackwardArgs&);
+void compress_kv_backward(Stream&, const CompressKvBackwardArgs&);
+void sparse_attention_backward(Stream&, const SparseAttentionBackwardArgs&);
+void index_loss(Stream&, const IndexLossArgs&);
 void hc_gate_backward(Stream&, const HcGateBackwardArgs&);
 void hc_post_backward(Stream&, const HcPostBackwardArgs&);
 void moe_route_backward(Stream&, const MoeRouteBackwardArgs&);
@@ -88,6 +92,7 @@ void register_kernels(KernelRegistry& registry) {
   registry.add(kAddInPlace, f32, add_in_place);
   registry.add(kSumStreams, f32, sum_streams);
   registry.add(kEmbedBackward, f32, embed_backward);
+  registry.add(kCompressKvBackward, f32, compress_kv_backward);
   registry.add(kMoeRouteBackward, f32, moe_route_backward);
   registry.add(kBalanceLoss, f32, balance_loss);
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -95,6 +100,8 @@ void register_kernels(KernelRegistry& registry) {
     registry.add(kLinearBackward, key, linear_backward);
     registry.add(kCrossEntropy, key, cross_entropy);
     registry.add(kRmsNormBackward, key, rms_norm_backward);
+    registry.add(kSparseAttentionBackward, key, sparse_attention_backward);
+    registry.add(kIndexLoss, key, index_loss);
     registry.add(kHcGateBackward, key, hc_gate_backward);
     registry.add(kHcPostBackward, key, hc_post_backward);
     registry.add(kMoeExpertsBackward, key, moe_experts_backward);

@@ -68,8 +68,13 @@ void attend(const SparseAttentionArgs& a, const ActivationPanel& queries, std::i
   float inverse[64];
   const auto* sinks = a.sinks.data<const float>();
   for (std::int64_t h = h0; h < h1; ++h) {
-    inverse[h - h0] =
-        softmax_with_sink(T{}, scores.data() + (h - h0) * n, n, a.softmax_scale, sinks[h]);
+    float* z = scores.data() + (h - h0) * n;
+    // The same peak that the softmax finds: rounding is monotonic.
+    const float peak = a.log_sum_exp ? *std::max_element(z, z + n) * a.softmax_scale : 0.0f;
+    inverse[h - h0] = softmax_with_sink(T{}, z, n, a.softmax_scale, sinks[h]);
+    if (a.log_sum_exp) {
+      a.log_sum_exp.data<float>()[t * n_heads + h] = peak + std::log(inverse[h - h0]);
+    }
   }
   accumulate_values(values.data(), scores.data(), n, h1 - h0, window.rows, window.n, width);
   accumulate_values(values.data(), scores.data() + window.n, n, h1 - h0, entries.rows, entries.n,
