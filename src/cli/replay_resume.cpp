@@ -15,6 +15,7 @@
 #include "grammar/grammar_cache.h"
 #include "journal/writer.h"
 #include "server/app.h"
+#include "server/model_identity.h"
 
 namespace hadal::cli {
 
@@ -22,12 +23,12 @@ int resume_journal(const Path& directory, const ModelOptions& model) {
   FileSystem& fs = FileSystem::real();
   // Before the model is loaded: a directory that a server works in is refused at once.
   journal::Recovery recovered = journal::recover(fs, directory);
-  std::vector<std::string> names;
+  std::vector<const journal::Stream*> unfinished;
   for (const journal::Stream* stream : recovered.unfinished()) {
     // Those that cannot go on are closed by the Writer.
-    if (stream->fault.empty() && !stream->cancelled) names.push_back(stream->open.name);
+    if (stream->fault.empty() && !stream->cancelled) unfinished.push_back(stream);
   }
-  if (names.empty()) {
+  if (unfinished.empty()) {
     print("nothing is unfinished\n");
     return 0;
   }
@@ -38,6 +39,26 @@ int resume_journal(const Path& directory, const ModelOptions& model) {
                                      .numerics = model.numerics,
                                      .version = HADAL_VERSION,
                                      .defaults = GenerationOptions{}.sampling(*loaded)});
+  std::vector<std::string> names;
+  std::string others;  // a line each
+  for (const journal::Stream* stream : unfinished) {
+    const std::string difference =
+        server::model_difference(stream->open.fingerprint_text, served.fingerprint_text);
+    if (difference.empty()) {
+      names.push_back(stream->open.name);
+    } else {
+      others += fmt::format("\n  {}: {}", stream->open.name, difference);
+    }
+  }
+  const auto refuse_others = [&] {
+    if (others.empty()) return;
+    throw Error(ErrorCode::unsupported,
+                fmt::format("these streams were begun by another model than {}, which must not go "
+                            "on with them; they are as they were: give --model (and --numerics) "
+                            "of the model that began them{}",
+                            model.resolved_directory().string(), others));
+  };
+  if (names.empty()) refuse_others();
   grammar::GrammarCache grammars(served.tokenizer);
   const server::KeyRing keys;
   // The engine and the log hold streams of the App: it goes last, and is stopped first.
@@ -76,6 +97,7 @@ int resume_journal(const Path& directory, const ModelOptions& model) {
   }
   flush_stdout();
   if (!durable) throw Error(ErrorCode::io, writer.failure());
+  refuse_others();
   return app.n_unfinished() > 0 ? kInterruptedStatus : 0;
 }
 

@@ -70,7 +70,8 @@ class App {
 
   // Until then every request for the model is answered 503. Takes up what an earlier process left
   // unfinished in the journal, by the names there: resumable streams go on from where they stood,
-  // the others are closed as cancelled. Returns how many go on.
+  // those that another model began end with an error, and the others are closed as cancelled.
+  // Returns how many go on.
   std::size_t start(Backend backend, std::span<const std::string> unfinished = {});
 
   // For HttpServer.
@@ -131,7 +132,9 @@ class App {
     std::shared_ptr<LiveStream> stream;
     std::vector<PreparedPart> parts;  // with what was drawn
   };
-  [[nodiscard]] std::optional<Rebuilt> rebuild(const std::string& id);
+  [[nodiscard]] std::optional<Rebuilt> rebuild(const std::string& id,
+                                               const std::string* key_name = nullptr);
+  [[nodiscard]] std::string other_model(const journal::StreamInfo& known) const;
   [[nodiscard]] std::string response_json(const LiveStream& stream) const;
 
   // app_models.cpp

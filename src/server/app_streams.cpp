@@ -12,6 +12,7 @@
 #include "protocol/responses_object.h"
 #include "server/api_errors.h"
 #include "server/app.h"
+#include "server/model_identity.h"
 
 namespace hadal::server {
 
@@ -24,20 +25,6 @@ Api api_from(const std::string& name) {
     if (name == to_string(api)) return api;
   }
   throw Error(ErrorCode::corrupt_data, fmt::format("the journal names an API \"{}\"", name));
-}
-
-engine::FinishReason reason_from(journal::CloseReason reason) {
-  switch (reason) {
-    case journal::CloseReason::stop:
-      return engine::FinishReason::stop;
-    case journal::CloseReason::length:
-      return engine::FinishReason::length;
-    case journal::CloseReason::cancelled:
-      return engine::FinishReason::cancelled;
-    case journal::CloseReason::error:
-      break;
-  }
-  return engine::FinishReason::error;
 }
 
 std::string part_name(const std::string& id, std::size_t n_parts, std::size_t part) {
@@ -59,14 +46,25 @@ std::string event_stream_error(std::string_view id) {
 }  // namespace
 
 // The request again, from its OPEN records, with all that was drawn for it. Nothing when the
-// journal does not know it, or it can no longer be read.
-std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
+// journal does not know it, or only as another key's than `key_name`, if that is given. Throws
+// ApiException when this model cannot read it.
+std::optional<App::Rebuilt> App::rebuild(const std::string& id, const std::string* key_name) {
   const Backend& there = *backend_;
   if (there.journal == nullptr) return std::nullopt;
   std::optional<journal::Stream> first = there.journal->read(id);
   if (!first) first = there.journal->read(id + "/0");
   if (!first || first->open.request.empty()) return std::nullopt;
   const journal::OpenRecord open = first->open;
+  if (key_name != nullptr && open.principal != *key_name) return std::nullopt;
+  if (!same_tokenizer(open.fingerprint_text, there.model.fingerprint_text)) {
+    throw conflict(
+        fmt::format(
+            "the stream \"{}\" was drawn with another tokenizer than the one that is loaded "
+            "now, so its tokens are no text here; have it read by the model that began it, "
+            "or send the request again under a new stream_id",
+            id.substr(0, 128)),
+        "stream_of_another_model");
+  }
 
   ApiDefaults defaults = generation_.defaults;
   defaults.profile = there.model.profile;
@@ -106,6 +104,7 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
     if (streams[i] && r.prompt != streams[i]->open.prompt) {
       r.prompt = streams[i]->open.prompt;
       r.snapshot_positions.clear();
+      r.preamble_tokens = 0;
     }
     plan->prompts.push_back(r.prompt);
   }
@@ -145,7 +144,7 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
         if (!close) continue;
         drawn[c].finished = true;
         ends[c] = engine::Finish{.choice = static_cast<std::int32_t>(c),
-                                 .reason = reason_from(close->reason),
+                                 .reason = engine::finish_reason(close->reason),
                                  .error = close->detail,
                                  .n_tokens = close->n_tokens};
       }
@@ -156,12 +155,22 @@ std::optional<App::Rebuilt> App::rebuild(const std::string& id) {
   return rebuilt;
 }
 
+// How the model that began a stream differs from the present one; empty when it does not.
+std::string App::other_model(const journal::StreamInfo& known) const {
+  if (known.fingerprint == backend_->model.fingerprint) return {};
+  const std::optional<journal::Stream> stream = backend_->journal->read(known.name);
+  return stream ? model_difference(stream->open.fingerprint_text, backend_->model.fingerprint_text)
+                : std::string();
+}
+
 std::size_t App::recover(std::span<const std::string> unfinished) {
   std::size_t n = 0;
+  bool closed_any = false;
   std::set<std::string> ids;
   for (const std::string& name : unfinished) ids.insert(name.substr(0, name.find('/')));
   for (const std::string& id : ids) {
     const auto close_all = [&](journal::CloseReason reason, const std::string& detail) {
+      closed_any = true;
       for (const std::string& name : unfinished) {
         if (name.substr(0, name.find('/')) != id) continue;
         if (const auto local = backend_->journal->local_of(name)) {
@@ -170,13 +179,23 @@ std::size_t App::recover(std::span<const std::string> unfinished) {
       }
     };
     try {
-      std::optional<Rebuilt> rebuilt = rebuild(id);
-      if (!rebuilt) continue;
-      const StreamInfo& info = rebuilt->stream->info();
-      if (!info.resumable) {
+      auto known = backend_->journal->find(id);
+      if (!known) known = backend_->journal->find(id + "/0");
+      if (known && !known->resumable) {
         close_all(journal::CloseReason::cancelled, "the server restarted, and its client is gone");
         continue;
       }
+      if (const std::string difference = known ? other_model(*known) : ""; !difference.empty()) {
+        throw Error(ErrorCode::unsupported,
+                    fmt::format("the server was restarted with another model ({}), which must not "
+                                "go on with an answer that it did not begin; what was drawn is "
+                                "kept: send the request again under a new stream_id to have it "
+                                "answered anew",
+                                difference));
+      }
+      std::optional<Rebuilt> rebuilt = rebuild(id);
+      if (!rebuilt) continue;
+      const StreamInfo& info = rebuilt->stream->info();
       if (!registry_.insert(rebuilt->stream)) continue;
       std::vector<PreparedPart> parts;
       for (std::size_t i = 0; i < rebuilt->parts.size(); ++i) {
@@ -200,6 +219,8 @@ std::size_t App::recover(std::span<const std::string> unfinished) {
       }
     }
   }
+  // Whoever comes back for one of them finds its end.
+  if (closed_any) (void)backend_->journal->flush();
   return n;
 }
 
@@ -207,7 +228,8 @@ std::shared_ptr<LiveStream> App::find_stream(const Call& call, const std::string
   std::shared_ptr<LiveStream> stream = registry_.find(id);
   if (stream == nullptr && loaded()) {
     // Memory forgets sooner than the journal does.
-    if (auto rebuilt = rebuild(id); rebuilt && rebuilt->stream->snapshot().finished) {
+    if (auto rebuilt = rebuild(id, &call.key->name);
+        rebuilt && rebuilt->stream->snapshot().finished) {
       rebuilt->stream->info().ticket->finished();
       if (registry_.insert(rebuilt->stream)) registry_.retire(rebuilt->stream, true);
       stream = registry_.find(id);

@@ -1,35 +1,11 @@
 #include "server/served_model.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "protocol/chat_format.h"
+#include "server/model_identity.h"
 
 namespace hadal::server {
-
-namespace {
-
-// The names, sizes and times of the weight files: another checkpoint differs in one of them.
-// Reading tens of gigabytes for a digest at every start would take minutes.
-std::vector<std::string> identity_of(const engine::LoadedModel& loaded,
-                                     const ServedModelOptions& options) {
-  std::vector<std::string> parts = {"hadal " + options.version, "numerics " + options.numerics};
-  std::vector<std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(loaded.directory)) {
-    if (entry.path().extension() != ".safetensors") continue;
-    files.push_back(fmt::format("{} {}", entry.path().filename().string(), entry.file_size()));
-  }
-  std::sort(files.begin(), files.end());
-  parts.insert(parts.end(), files.begin(), files.end());
-  for (const char* name : {"config.json", "tokenizer.json"}) {
-    parts.push_back(fmt::format("{} {}", name,
-                                to_hex(sha256(read_text(loaded.directory / name))).substr(0, 32)));
-  }
-  return parts;
-}
-
-}  // namespace
 
 ServedModel served_model(const engine::LoadedModel& loaded, const ServedModelOptions& options) {
   ServedModel model{.id = options.id,
@@ -71,9 +47,8 @@ ServedModel served_model(const engine::LoadedModel& loaded, const ServedModelOpt
       model.chat_stop_tokens.push_back(*id);
     }
   }
-  for (const std::string& part : identity_of(loaded, options)) {
-    model.fingerprint_text += part + "\n";
-  }
+  model.fingerprint_text =
+      fingerprint_text(FileSystem::real(), loaded.directory, options.numerics, options.version);
   model.fingerprint = sha256(model.fingerprint_text);
   model.system_fingerprint = "fp_" + to_hex(model.fingerprint).substr(0, 12);
   return model;

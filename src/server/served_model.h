@@ -28,7 +28,8 @@ struct ServedModel {
   bool can_chat = false;                  // the tokenizer has what the chat template writes
   engine::SamplingParams defaults;        // what a request does not say
   std::int64_t created = 0;               // unix seconds
-  // Of weights, numerics and build: what must be equal for a continuation to be the same one.
+  // Of weights, numerics and build: what must be equal for a continuation to be the same one. The
+  // text is server::fingerprint_text(), the fingerprint its digest.
   Sha256Digest fingerprint{};
   std::string fingerprint_text, system_fingerprint;
 };

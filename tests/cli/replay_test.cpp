@@ -90,6 +90,16 @@ TEST_F(Replay, VerifyIsSilentAboutATornTailAndNamesDamage) {
   EXPECT_EQ(replay({"--verify"}).status, 0);
 }
 
+// No fingerprint is in its records: nobody knows who drew "half".
+TEST_F(Replay, ResumesOnlyWithTheModelThatBegan) {
+  for (int i = 0; i < 2; ++i) {  // the refusal leaves it as it was
+    const CommandResult r = replay({"--resume"});
+    expect_refusal(r, "begun by another model");
+    EXPECT_THAT(r.err, HasSubstr("half: numerics unknown then, official now"));
+  }
+  EXPECT_THAT(replay({"--stream", "half"}).out, HasSubstr("3 tokens, open"));
+}
+
 TEST_F(Replay, RefusesWhatIsNoJournalOrInUse) {
   expect_refusal(hadal_command({"replay", "/nonexistent/wal"}), "no journal directory");
   const auto lock = FileSystem::real().lock(log() / "LOCK");

@@ -1,4 +1,6 @@
 // Clients that come back: with an event id, with the same request, after a restart.
+#include <fmt/format.h>
+
 #include <filesystem>
 
 #include "app_fixture.h"
@@ -176,7 +178,10 @@ class Restart : public Reattach {
   }
   Backend backend() override {
     generator_->set_log(log_.get());
-    return {.model = test::test_model(), .generator = generator_.get(), .journal = writer_.get()};
+    ServedModel model = test::test_model();
+    model.fingerprint_text = fingerprint_text_;
+    model.fingerprint = sha256(fingerprint_text_);
+    return {.model = std::move(model), .generator = generator_.get(), .journal = writer_.get()};
   }
   void flush_log() override {
     if (writer_) {
@@ -202,7 +207,14 @@ class Restart : public Reattach {
     writer_.reset();
   }
 
+  static std::string fingerprint_text(const std::string& build, const std::string& weights,
+                                      const std::string& tokenizer = "t") {
+    return fmt::format("hadal {}\nnumerics official\nweights {}\nconfig c\ntokenizer {}\n", build,
+                       weights, tokenizer);
+  }
+
   Path directory_;
+  std::string fingerprint_text_ = fingerprint_text("1", "aaaa");
   std::unique_ptr<journal::Writer> writer_;
   std::unique_ptr<engine::JournalLog> log_;
 };
@@ -262,6 +274,88 @@ TEST_F(Restart, WhatCannotBeResumedIsClosed) {
   EXPECT_TRUE(generator_->submitted().empty());
   EXPECT_TRUE(writer_->flush());
   EXPECT_EQ(writer_->stats().open_streams, 0u);
+}
+
+// Two streams stand in the middle and one is finished when the process ends.
+class OtherModel : public Restart {
+ protected:
+  void SetUp() override {
+    Restart::SetUp();
+    says("one two three four five six seven eight");
+    begin();
+    finished_ = post("/v1/chat/completions", named("whole")).body;
+    n_ = static_cast<std::int64_t>(test::tokenizer().encode("one two three").size());
+    generator_->hold_at(n_);
+    Client a = connect(), b = connect();
+    a.request("POST", "/v1/chat/completions", named("a").dump());
+    b.request("POST", "/v1/chat/completions", named("b", false).dump());
+    const auto drawn = static_cast<std::uint64_t>(script_.size()) + 2 * std::uint64_t(n_);
+    ASSERT_TRUE(generator_->wait([&](auto& g) { return g.n_drawn_ == drawn; }));
+    ASSERT_NE(a.read_until(" three"), std::string::npos);
+    end();
+  }
+  std::string finished_;
+  std::int64_t n_ = 0;
+};
+
+TEST_F(OtherModel, EndsAStreamWithAnErrorBehindItsTokens) {
+  std::vector<std::string> lines;
+  options_.log = [&](const std::string& line) { lines.push_back(line); };
+  fingerprint_text_ = fingerprint_text("1", "bbbb");
+  EXPECT_EQ(begin(), 0u);
+  EXPECT_TRUE(generator_->submitted().empty());
+  EXPECT_EQ(lines.size(), 2u);
+  const char* sentence = "another model (weights aaaa then, bbbb now)";
+  const auto all = sse_events(get("/v1/streams/a").body);
+  std::string text;
+  for (const SseLine& event : all) {
+    const TestJson json = event.json();
+    if (json.contains("choices") && !json["choices"].empty()) {
+      text += json["choices"][0]["delta"].value("content", "");
+    }
+  }
+  EXPECT_EQ(text, "one two three");
+  EXPECT_NE(all.back().data.find(sentence), std::string::npos) << all.back().data;
+  EXPECT_TRUE(all.back().json().contains("error"));
+  // A client that comes back gets what follows what it had: nothing but the error.
+  const auto rest =
+      sse_events(get("/v1/streams/a", {{"Last-Event-ID", "a:" + std::to_string(n_)}}).body);
+  ASSERT_EQ(rest.size(), 1u);
+  EXPECT_EQ(rest[0].data, all.back().data);
+  EXPECT_EQ(get("/v1/streams/a?after=999").status, 409);
+  // So does the one that wanted it whole, by asking again.
+  const Reply again = post("/v1/chat/completions", named("b", false));
+  EXPECT_EQ(again.status, 500);
+  EXPECT_NE(again.body.find(sentence), std::string::npos) << again.body;
+  // What was finished is read, and new requests are answered.
+  EXPECT_EQ(data_of(sse_events(get("/v1/streams/whole").body)).size(),
+            data_of(sse_events(finished_)).size());
+  EXPECT_EQ(post("/v1/chat/completions", named("c")).status, 200);
+  EXPECT_EQ(generator_->submitted().size(), 1u);
+  // The end is in the journal: the first model does not go on either.
+  EXPECT_TRUE(settles());
+  end();
+  fingerprint_text_ = fingerprint_text("1", "aaaa");
+  EXPECT_EQ(begin(), 0u);
+}
+
+TEST_F(OtherModel, AnotherBuildGoesOn) {
+  fingerprint_text_ = fingerprint_text("2", "aaaa");
+  EXPECT_EQ(begin(), 2u);
+  EXPECT_EQ(generator_->submitted().size(), 2u);
+  EXPECT_TRUE(settles());
+}
+
+// Its tokens would be read as other text.
+TEST_F(OtherModel, AnotherTokenizerShowsNothing) {
+  fingerprint_text_ = fingerprint_text("1", "aaaa", "u");
+  EXPECT_EQ(begin(), 0u);
+  for (const char* id : {"a", "whole"}) {
+    const Reply reply = get(std::string("/v1/streams/") + id);
+    EXPECT_EQ(reply.status, 409);
+    EXPECT_EQ(TestJson::parse(reply.body)["error"]["code"], "stream_of_another_model");
+  }
+  EXPECT_EQ(post("/v1/chat/completions", named("c")).status, 200);
 }
 
 TEST_F(Restart, FinishedStreamsAreReadFromTheJournal) {
