@@ -1,0 +1,107 @@
+// The loop: batches in, better weights out.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/model.h"
+#include "train/data_loader.h"
+#include "train/loss.h"
+#include "train/optimizer.h"
+#include "train/run_config.h"
+#include "train/step_record.h"
+#include "train/step_watch.h"
+#include "train/trainer_state.h"
+#include "train/working_weights.h"
+
+namespace hadal::train {
+
+// Trains one model on one process. Steps repeat to the bit: with the same config, data and state,
+// on any number of threads.  Source: DeepSeek-V4 §4.2; training.md §2.
+class Trainer {
+ public:
+  // Weights are initialised from the config's seed. Everything handed in must outlive this.
+  // Throws Error invalid_argument when config and data do not fit each other.
+  Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool);
+  ~Trainer();
+
+  [[nodiscard]] const Progress& progress() const { return progress_; }
+  [[nodiscard]] bool is_finished() const;
+  // Of the optimizer, the indexer's warm-up counted.
+  [[nodiscard]] std::int64_t n_steps() const { return progress_.step + progress_.indexer_steps; }
+
+  // One step of the optimizer. A spike makes it go back to a snapshot instead, which the record's
+  // step number and `on_event` tell.
+  // Throws Error corrupt_data with step and tensor when a loss or a gradient is not finite and the
+  // config says to stop; the weights are those of the step before.
+  [[nodiscard]] StepRecord step();
+  // Told about phase changes, spikes, rollbacks.
+  std::function<void(const EventRecord&)> on_event;
+
+  // Mean loss of the first eval_tokens tokens of the validation split; empty when it has none.
+  [[nodiscard]] std::optional<EvalRecord> evaluate();
+  // Continues a prompt greedily by up to n tokens.
+  [[nodiscard]] std::vector<TokenId> continue_greedily(std::vector<TokenId> prompt, std::int64_t n);
+
+  [[nodiscard]] TrainerState state();
+  // Makes room for the tensors of a state with these numbers, for its bytes to be written to, then
+  // call resumed().
+  [[nodiscard]] TrainerState prepare_restore(const TrainerState& numbers);
+  void resumed();
+
+  [[nodiscard]] const ParameterStore& parameters() const { return *store_; }
+  [[nodiscard]] WorkingWeights& working_weights() { return *working_; }
+  [[nodiscard]] const model::Model& model() const { return *model_; }
+  [[nodiscard]] PoolAllocator& allocator() { return allocator_; }
+  [[nodiscard]] Numerics numerics() const;
+
+ private:
+  struct Prepared;     // a batch, cut into micro-batches, with its counts
+  struct Snapshot;     // a state, copied
+  struct Accumulated;  // over the micro-batches of a step
+
+  [[nodiscard]] Prepared fetch(const StepPlan& plan);
+  [[nodiscard]] Prepared next_batch(const StepPlan& plan);
+  void choose_experts(Prepared& batch, const StepPlan& plan);
+  [[nodiscard]] Accumulated run(const Prepared& batch, const StepPlan& plan, StepWatch& watch);
+  void expect_finite(const LossSums& sums, const GradientReport& gradients) const;
+  void update_biases(const StepWatch& watch, double speed);
+  [[nodiscard]] Tensor gate_bias(std::int64_t layer) const;  // empty where ids route
+  void describe_layers(const StepWatch& watch, StepRecord& record) const;
+  [[nodiscard]] std::size_t state_bytes() const;
+  void enter_phase(const StepPlan& plan);
+  [[nodiscard]] ExecContext context();
+  void bind_gradients(AttentionPhase phase);
+  void use_format(model::WeightFormat format);
+  [[nodiscard]] model::WeightFormat wanted_format() const;
+  [[nodiscard]] model::StepOptions step_options(const StepPlan& plan, StepWatch* watch) const;
+  void take_snapshot();
+  void roll_back(const std::string& why);
+  void event(const std::string& kind, const std::string& sentence);
+
+  const RunConfig& config_;
+  const DataSet& data_;
+  ThreadPool& pool_;
+  Stream stream_;
+  PoolAllocator allocator_;
+  KernelRegistry registry_;
+  std::unique_ptr<ParameterStore> store_;
+  std::unique_ptr<WorkingWeights> working_;
+  std::unique_ptr<model::Model> model_;
+  std::unique_ptr<Optimizer> optimizer_, indexer_optimizer_;
+  std::unique_ptr<Tape> tape_;
+  DataLoader loader_;
+  SpikeDetector spikes_;
+  Progress progress_;
+  AttentionPhase phase_ = AttentionPhase::dense;
+  bool started_ = false;  // the phase has been announced
+  std::int64_t anticipatory_steps_ = 0;
+  std::deque<Prepared> ahead_;  // whose experts are chosen
+  std::deque<Snapshot> snapshots_;
+};
+
+}  // namespace hadal::train
