@@ -12,6 +12,12 @@ struct HcWeights {
   Tensor base;     // [mixes] f32 (hc_head: [n])
 };
 
+// What backward wants to know again, all f32; empty when nobody will ask.
+struct HcSaved {
+  TensorView mixes;  // [n_tokens, mixes]  streams . fn^T times the RMS factor
+  TensorView rms;    // [n_tokens]         that factor
+};
+
 // Collapses the streams to the sub-layer's input and derives how its output is spread again.
 // The Sinkhorn iteration ends on a column normalisation; the first index of comb is the source
 // stream.  Source: DeepSeek-V4 §2.2; architecture.md §3.1.
@@ -24,6 +30,7 @@ struct HcPreArgs {
   int sinkhorn_iters;
   float hc_eps;
   float norm_eps;
+  HcSaved saved{};
 };
 inline constexpr KernelName<HcPreArgs> kHcPre{"hc_pre"};
 
@@ -44,8 +51,41 @@ struct HcHeadArgs {
   const HcWeights* weights;
   float hc_eps;
   float norm_eps;
+  HcSaved saved{};
 };
 inline constexpr KernelName<HcHeadArgs> kHcHead{"hc_head"};
+
+// Gradients of hc_pre, and, with empty dpost and dcomb, of hc_head. The gradients that come out are
+// added to; an empty one is not wanted.  Source: training.md §4.8.
+struct HcGateBackwardArgs {
+  TensorView dstreams;  // [n_tokens, n, hidden]  f32
+  TensorView dfn;       // [mixes, n*hidden]      f32
+  TensorView dscale;    // [3] or [1]             f32
+  TensorView dbase;     // [mixes]                f32
+  TensorView dx;        // [n_tokens, hidden]     f32, in
+  TensorView dpost;     // [n_tokens, n]          f32, in
+  TensorView dcomb;     // [n_tokens, n, n]       f32, in
+  TensorView streams;   // [n_tokens, n, hidden]  bf16 | f32
+  HcSaved saved;
+  const HcWeights* weights;
+  int sinkhorn_iters = 0;
+  float hc_eps;
+};
+inline constexpr KernelName<HcGateBackwardArgs> kHcGateBackward{"hc_gate_backward"};
+
+// Gradients of hc_post, all written; an empty one is not wanted.
+struct HcPostBackwardArgs {
+  TensorView da;        // [n_tokens, hidden]     f32, out
+  TensorView dstreams;  // [n_tokens, n, hidden]  f32, out
+  TensorView dpost;     // [n_tokens, n]          f32, out
+  TensorView dcomb;     // [n_tokens, n, n]       f32, out
+  TensorView dy;        // [n_tokens, n, hidden]  f32
+  TensorView a;         // [n_tokens, hidden]     bf16 | f32
+  TensorView streams;   // [n_tokens, n, hidden]  dtype of a
+  TensorView post;      // [n_tokens, n]          f32
+  TensorView comb;      // [n_tokens, n, n]       f32
+};
+inline constexpr KernelName<HcPostBackwardArgs> kHcPostBackward{"hc_post_backward"};
 
 // The gates alone, from mixes that already carry the RMS factor: pre [n], post [n], comb [n, n].
 // On the host, one token; the reference of the kernels above.

@@ -20,7 +20,7 @@ Block::Block(const Config& config, const LayerSpec& layer, std::int64_t layer_in
       attn_norm_(as_f32(weights.plain(prefix + ".attn_norm.weight"))),
       ffn_norm_(as_f32(weights.plain(prefix + ".ffn_norm.weight"))),
       attention_(config, layer, layer_index, weights, prefix + ".attn", rope, rope_index),
-      moe_(config, layer, weights, prefix + ".ffn"),
+      moe_(config, layer, layer_index, weights, prefix + ".ffn"),
       norm_eps_(config.rms_norm_eps) {}
 
 // Kept for backward: the streams that enter the block and what the two sub-layers add. The streams

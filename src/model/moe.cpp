@@ -14,9 +14,10 @@ ExpertWeights expert(const BoundWeights& weights, const std::string& prefix) {
 }
 }  // namespace
 
-Moe::Moe(const Config& config, const LayerSpec& layer, const BoundWeights& weights,
-         const std::string& prefix)
-    : gate_(weights.linear(prefix + ".gate.weight")),
+Moe::Moe(const Config& config, const LayerSpec& layer, std::int64_t layer_index,
+         const BoundWeights& weights, const std::string& prefix)
+    : layer_index_(layer_index),
+      gate_(weights.linear(prefix + ".gate.weight")),
       topk_(config.num_experts_per_tok),
       scaling_factor_(config.routed_scaling_factor),
       limits_{.routed = config.swiglu_limit,
@@ -31,12 +32,27 @@ Moe::Moe(const Config& config, const LayerSpec& layer, const BoundWeights& weigh
   if (config.n_shared_experts > 0) shared_.push_back(expert(weights, prefix + ".shared_experts"));
 }
 
+ops::Routing Moe::route(ExecContext& ctx, const Step& step, const Tensor& logits) const {
+  if (StepObserver* observer = step.observer) {
+    if (const Tensor forced = observer->forced_experts(layer_index_)) {
+      return ops::route_forced(ctx, logits, forced, scaling_factor_);
+    }
+  }
+  if (expert_table_) {
+    return ops::route_hashed(ctx, logits, step.token_ids, expert_table_, scaling_factor_);
+  }
+  return ops::route_learned(ctx, logits, bias_, topk_, scaling_factor_);
+}
+
 Tensor Moe::forward(ExecContext& ctx, const Step& step, const Tensor& x) const {
   const Tensor logits = ops::linear_f32(ctx, x, gate_);
-  const ops::Routing routing =
-      expert_table_ ? ops::route_hashed(ctx, logits, step.token_ids, expert_table_, scaling_factor_)
-                    : ops::route_learned(ctx, logits, bias_, topk_, scaling_factor_);
-  return ops::moe_experts(ctx, x, routing, routed_, shared_, limits_);
+  const ops::Routing routing = route(ctx, step, logits);
+  ClampCounts* clamps = nullptr;
+  if (step.observer != nullptr) {
+    step.observer->routed(ctx, layer_index_, logits, routing);
+    clamps = step.observer->clamp_counts(layer_index_);
+  }
+  return ops::moe_experts(ctx, x, routing, routed_, shared_, limits_, clamps);
 }
 
 }  // namespace hadal::model

@@ -14,12 +14,15 @@ namespace hadal::model {
 class Moe {
  public:
   // `prefix` names the weights: "layers.7.ffn".
-  Moe(const Config& config, const LayerSpec& layer, const BoundWeights& weights,
-      const std::string& prefix);
+  Moe(const Config& config, const LayerSpec& layer, std::int64_t layer_index,
+      const BoundWeights& weights, const std::string& prefix);
 
   [[nodiscard]] Tensor forward(ExecContext& ctx, const Step& step, const Tensor& x) const;
 
  private:
+  [[nodiscard]] ops::Routing route(ExecContext& ctx, const Step& step, const Tensor& logits) const;
+
+  std::int64_t layer_index_;
   QuantTensor gate_;     // [n_experts, hidden]
   Tensor bias_;          // [n_experts] f32, learned routing
   Tensor expert_table_;  // [vocab, topk] i32, hash routing

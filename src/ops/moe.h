@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "kernels/moe.h"
 #include "ops/exec_context.h"
 
@@ -10,12 +12,31 @@ struct Routing {
   Tensor weights;  // [n_tokens, topk] f32
 };
 
+// The weights are differentiable in the logits, through the scores of the experts that were chosen;
+// a choice itself is kept, never made again.
 // By learned scores: logits [n_tokens, n_experts] f32, bias [n_experts] f32 for the choice only.
 [[nodiscard]] Routing route_learned(ExecContext& ctx, const Tensor& logits, const Tensor& bias,
                                     std::int64_t topk, float routed_scaling_factor);
 // By table: expert_table [vocab, topk] i32; the weights still come from the logits.
 [[nodiscard]] Routing route_hashed(ExecContext& ctx, const Tensor& logits, const Tensor& token_ids,
                                    const Tensor& expert_table, float routed_scaling_factor);
+// By order: experts [n_tokens, topk] i32, chosen elsewhere (DeepSeek-V4 §4.2.3, Anticipatory
+// Routing); the weights still come from the logits. A routing's own experts give its own bits.
+// Throws invalid_argument on an expert outside [0, n_experts).
+[[nodiscard]] Routing route_forced(ExecContext& ctx, const Tensor& logits, const Tensor& experts,
+                                   float routed_scaling_factor);
+
+// How many tokens chose each expert.
+[[nodiscard]] std::vector<std::int64_t> expert_load(const Routing& routing, std::int64_t n_experts);
+
+// Sequence-wise balance loss of one layer (kernels/moe.h), and, with a tape, coefficient times the
+// gradient of its sum in the logits. A loss: nothing is differentiable through its result.
+//   logits  [n_tokens, n_experts] f32
+//   bounds  [n_sequences + 1]  rows where samples begin, ascending from 0 to n_tokens; samples, not
+//           packed rows
+//   return  [n_sequences] f32, unscaled; 1 when scores and choices are even
+[[nodiscard]] Tensor balance_loss(ExecContext& ctx, const Tensor& logits, const Routing& routing,
+                                  std::span<const std::int64_t> bounds, float coefficient);
 
 struct SwigluLimits {
   float routed = 0;  // 0: no clamp
@@ -24,8 +45,12 @@ struct SwigluLimits {
 
 // Sum of the chosen experts, ascending, then of the shared ones (see kernels/moe.h).
 //   x, return  [n_tokens, hidden] activation dtype
+//   clamps     added to, unless null
+// Differentiable in x, the routing's weights and every matrix, straight through the roundings;
+// saves x and the weights, and computes the pre-activations again.
 [[nodiscard]] Tensor moe_experts(ExecContext& ctx, const Tensor& x, const Routing& routing,
                                  std::span<const ExpertWeights> routed,
-                                 std::span<const ExpertWeights> shared, SwigluLimits limits);
+                                 std::span<const ExpertWeights> shared, SwigluLimits limits,
+                                 ClampCounts* clamps = nullptr);
 
 }  // namespace hadal::ops

@@ -142,6 +142,13 @@ void project(Stream& stream, const TensorView& streams, const QuantTensor& fn,
 
 constexpr int kMaxStreams = 16;
 
+void save_row(const HcSaved& saved, std::int64_t t, const float* mixes, std::int64_t n_mixes,
+              float rms) {
+  if (!saved.mixes) return;
+  std::copy_n(mixes, n_mixes, saved.mixes.data<float>() + t * n_mixes);
+  saved.rms.data<float>()[t] = rms;
+}
+
 }  // namespace
 
 void hc_pre(Stream& stream, const HcPreArgs& a) {
@@ -159,6 +166,7 @@ void hc_pre(Stream& stream, const HcPreArgs& a) {
         const float rms = mean_square_scale(streams, n * hidden, a.norm_eps);
         float* mix = all_mixes + t * n_mixes;
         for (std::int64_t i = 0; i < n_mixes; ++i) mix[i] *= rms;
+        save_row(a.saved, t, mix, n_mixes, rms);
         std::array<float, kMaxStreams> pre;
         hc_split(mix, a.weights->scale.data<const float>(), a.weights->base.data<const float>(), n,
                  a.sinkhorn_iters, a.hc_eps, pre.data(), a.post.data<float>() + t * n,
@@ -189,7 +197,7 @@ void hc_head(Stream& stream, const HcHeadArgs& a) {
   HADAL_CHECK(n <= kMaxStreams);
   thread_local std::vector<float> mixes;
   project(stream, a.streams, a.weights->fn, mixes);
-  const float* all_mixes = mixes.data();
+  float* all_mixes = mixes.data();
   const auto* scale = a.weights->scale.data<const float>();
   const auto* base = a.weights->base.data<const float>();
   dispatch_activation(a.streams.dtype(), [&]<class T>() {
@@ -197,10 +205,12 @@ void hc_head(Stream& stream, const HcHeadArgs& a) {
       for (std::int64_t t = begin; t < end; ++t) {
         const T* streams = a.streams.data<const T>() + t * n * hidden;
         const float rms = mean_square_scale(streams, n * hidden, a.norm_eps);
+        float* mix = all_mixes + t * n;
+        for (int j = 0; j < n; ++j) mix[j] *= rms;
+        save_row(a.saved, t, mix, n, rms);
         std::array<float, kMaxStreams> pre;
         for (int j = 0; j < n; ++j) {
-          pre[static_cast<std::size_t>(j)] =
-              sigmoid_f32(all_mixes[t * n + j] * rms * scale[0] + base[j]) + a.hc_eps;
+          pre[static_cast<std::size_t>(j)] = sigmoid_f32(mix[j] * scale[0] + base[j]) + a.hc_eps;
         }
         collapse(a.x.data<T>() + t * hidden, streams, pre.data(), n, hidden);
       }

@@ -1,27 +1,17 @@
 #include "kernels/moe.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <numeric>
 #include <vector>
 
 #include "kernels/cpu/dot.h"
+#include "kernels/cpu/expert_rows.h"
+#include "kernels/cpu/router_score.h"
 #include "kernels/cpu/simd.h"
 
 namespace hadal::kernels::cpu {
 
 namespace {
-
-float sqrt_softplus(float v) {
-  return std::sqrt(v > 20.0f ? v : std::log1p(std::exp(v)));
-}
-
-ActivationQuant quant_for(DType activation, const QuantTensor& w) {
-  const bool quantised = w.data.dtype() == DType::f8_e4m3 || w.data.dtype() == DType::f4_e2m1;
-  return activation == DType::bf16 && quantised ? ActivationQuant::fp8_block128
-                                                : ActivationQuant::none;
-}
 
 // One expert's share of the call: rows [row0, row0 + n_rows) of the permuted activations.
 struct ExpertRun {
@@ -78,42 +68,22 @@ HADAL_SIMD_CLONES void swiglu(bf16* h, const float* gate, const float* up, float
   swiglu_as(h, gate, up, weight, limit, n);
 }
 
-// Assignments (token, slot) sorted by expert, tokens ascending inside an expert.
-struct Routing {
-  std::vector<std::int32_t> token;       // [n_assignments]
-  std::vector<float> weight;             // [n_assignments]
-  std::vector<std::int64_t> expert_row;  // [n_experts + 1] first row of each expert
-  std::vector<std::int32_t> row_of;      // [n_tokens * topk] row of an assignment
-};
-
-void route(const MoeExpertsArgs& a, Routing& r) {
-  const std::int64_t n = a.experts.numel();
-  const std::int64_t topk = a.experts.dim(1);
-  const auto n_experts = static_cast<std::int64_t>(a.routed.size());
-  const auto* experts = a.experts.data<const std::int32_t>();
-  const auto* weights = a.weights.data<const float>();
-  r.expert_row.assign(static_cast<std::size_t>(n_experts + 1), 0);
+template <class T>
+ClampCounts count_clamps(const float* gate, const float* up, float limit, std::int64_t n) {
+  ClampCounts c{.n_values = n};
   for (std::int64_t i = 0; i < n; ++i) {
-    HADAL_CHECK(experts[i] >= 0 && experts[i] < n_experts);
-    ++r.expert_row[static_cast<std::size_t>(experts[i]) + 1];
+    const float g = rounded<T>(gate[i]), u = rounded<T>(up[i]);
+    c.gate_above += g > limit ? 1 : 0;
+    c.up_above += u > limit ? 1 : 0;
+    c.up_below += u < -limit ? 1 : 0;
   }
-  std::partial_sum(r.expert_row.begin(), r.expert_row.end(), r.expert_row.begin());
-  std::vector<std::int64_t> next = r.expert_row;
-  r.token.resize(static_cast<std::size_t>(n));
-  r.weight.resize(static_cast<std::size_t>(n));
-  r.row_of.resize(static_cast<std::size_t>(n));
-  for (std::int64_t i = 0; i < n; ++i) {
-    const auto row = static_cast<std::size_t>(next[static_cast<std::size_t>(experts[i])]++);
-    r.token[row] = static_cast<std::int32_t>(i / topk);
-    r.weight[row] = weights[i];
-    r.row_of[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(row);
-  }
+  return c;
 }
 
 // Kept from call to call: a decode step must not allocate.
 template <class T>
 struct MoeScratch {
-  Routing routing;
+  ExpertRows routing;
   ActivationPanel routed_in, shared_in, routed_mid, shared_mid;
   std::vector<T> hidden, out;  // [n_rows, width], [n_rows, hidden]
 };
@@ -125,7 +95,7 @@ class MoeCall {
       : stream_(stream), a_(a), scratch_(scratch) {}
 
   void run() {
-    route(a_, routing_);
+    sort_by_expert(a_.experts, a_.weights, static_cast<std::int64_t>(a_.routed.size()), routing_);
     gather();
     hidden_.resize(static_cast<std::size_t>(n_rows_ * width_));
     out_.resize(static_cast<std::size_t>(n_rows_ * a_.x.dim(1)));
@@ -142,7 +112,7 @@ class MoeCall {
     if (!a_.routed.empty()) {
       const QuantTensor& w = a_.routed.front().gate_proj;
       routed_in_.prepare_gather(stream_.pool(), a_.x, routing_.token, rows_of(w),
-                                quant_for(a_.x.dtype(), w));
+                                expert_input_quant(a_.x.dtype(), w));
       for (std::size_t e = 0; e < a_.routed.size(); ++e) {
         const std::int64_t row0 = routing_.expert_row[e], n = routing_.expert_row[e + 1] - row0;
         if (n == 0) continue;
@@ -155,7 +125,7 @@ class MoeCall {
     for (const ExpertWeights& shared : a_.shared) {
       const QuantTensor& w = shared.gate_proj;
       HADAL_CHECK(w.rows() == width_);
-      shared_in_.prepare(stream_.pool(), a_.x, rows_of(w), quant_for(a_.x.dtype(), w));
+      shared_in_.prepare(stream_.pool(), a_.x, rows_of(w), expert_input_quant(a_.x.dtype(), w));
       runs_.push_back(
           {&shared, &shared_in_, 0, n_rows_, a_.x.dim(0), nullptr, a_.shared_swiglu_limit});
       n_rows_ += a_.x.dim(0);
@@ -165,6 +135,7 @@ class MoeCall {
   void gate_and_up() {
     const std::int64_t hidden = a_.x.dim(1);
     const std::vector<Piece> pieces = cut(runs_, width_, 2 * hidden, stream_.pool());
+    std::vector<ClampCounts> clamps(a_.clamps != nullptr ? pieces.size() : 0);
     stream_.pool().parallel_for(size(pieces), 1, [&](std::int64_t i0, std::int64_t i1) {
       thread_local std::vector<float> gate, up;
       for (std::int64_t i = i0; i < i1; ++i) {
@@ -182,8 +153,13 @@ class MoeCall {
                  up.data() + m * n, run.row_weights != nullptr ? run.row_weights[m] : 1.0f,
                  run.limit, n);
         }
+        if (!clamps.empty() && run.limit > 0.0f) {
+          clamps[static_cast<std::size_t>(i)] =
+              count_clamps<T>(gate.data(), up.data(), run.limit, run.n_rows * n);
+        }
       }
     });
+    for (const ClampCounts& c : clamps) *a_.clamps += c;
   }
 
   void down() {
@@ -194,7 +170,7 @@ class MoeCall {
       const QuantTensor& w = runs_[run_index].weights->down_proj;
       const TensorView rows(reinterpret_cast<std::byte*>(hidden_.data() + row0 * width_),
                             {n, width_}, DTypeOf<T>::value);
-      panel.prepare(stream_.pool(), rows, rows_of(w), quant_for(a_.x.dtype(), w));
+      panel.prepare(stream_.pool(), rows, rows_of(w), expert_input_quant(a_.x.dtype(), w));
     };
     const auto n_routed_rows = static_cast<std::int64_t>(routing_.token.size());
     if (n_routed_runs_ > 0) prepare(routed_mid_, 0, 0, n_routed_rows);
@@ -260,7 +236,7 @@ class MoeCall {
   std::vector<ExpertRun> runs_;
   // The caller's scratch by its own names; inside a loop another thread must see this one.
   MoeScratch<T>& scratch_;
-  Routing& routing_ = scratch_.routing;
+  ExpertRows& routing_ = scratch_.routing;
   ActivationPanel& routed_in_ = scratch_.routed_in;
   ActivationPanel& shared_in_ = scratch_.shared_in;
   ActivationPanel& routed_mid_ = scratch_.routed_mid;
@@ -282,7 +258,9 @@ void moe_route(Stream& stream, const MoeRouteArgs& a) {
       for (std::int64_t e = 0; e < n_experts; ++e) {
         scores[static_cast<std::size_t>(e)] = sqrt_softplus(logits[e]);
       }
-      if (a.expert_table) {
+      if (a.forced) {
+        std::copy_n(a.forced.data<const std::int32_t>() + t * topk, topk, experts);
+      } else if (a.expert_table) {
         const std::int32_t id = a.token_ids.data<const std::int32_t>()[t];
         std::copy_n(a.expert_table.data<const std::int32_t>() + id * topk, topk, experts);
       } else {
