@@ -159,6 +159,26 @@ void fill_first(benchmark::State& state) {
 }
 BENCHMARK(fill_first)->DenseRange(0, 7)->Unit(benchmark::kMicrosecond)->Iterations(5);
 
+// All positions of a string of bounded length, each for the first time: what an answer of that
+// length pays, spread over its tokens.
+void fill_along_a_bounded_string(benchmark::State& state) {
+  for (auto _ : state) {
+    state.PauseTiming();
+    const auto grammar = compile();
+    Matcher matcher(grammar, grammar->root());
+    if (!matcher.accept_text(R"({"short": ")")) state.SkipWithError("refused");
+    TokenMask mask(wide_tokenizer().vocab_size());
+    state.ResumeTiming();
+    for (int i = 0; i < 80; ++i) {
+      matcher.fill(mask);
+      benchmark::DoNotOptimize(mask.words().data());
+      if (!matcher.accept_text("x")) state.SkipWithError("refused");
+    }
+  }
+  state.SetLabel("80 characters");
+}
+BENCHMARK(fill_along_a_bounded_string)->Unit(benchmark::kMillisecond)->Iterations(3);
+
 void accept_token(benchmark::State& state) {
   const auto grammar = compile();
   Matcher matcher(grammar, grammar->root());

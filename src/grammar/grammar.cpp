@@ -19,6 +19,11 @@ std::uint32_t height_of(const std::vector<Rule>& rules, const Need& need) {
 
 }  // namespace
 
+const BoundedState* Tables::find_bounded(StateId state) const {
+  const auto found = std::ranges::lower_bound(bounded, state, {}, &BoundedState::state);
+  return found != bounded.end() && found->state == state ? &*found : nullptr;
+}
+
 GrammarBuilder::GrammarBuilder(const Tables& base, GrammarBudget budget)
     : budget_(budget),
       deadline_(std::chrono::steady_clock::now() + budget.max_time),
@@ -86,6 +91,14 @@ void GrammarBuilder::text(StateId from, std::string_view text, StateId to) {
 
 std::array<StateId, 2> GrammarBuilder::blank(StateId from) {
   return {from, text(from, " ")};
+}
+
+std::optional<StateId> GrammarBuilder::known_target(StateId from, unsigned byte) const {
+  if (!is_known(from)) return std::nullopt;
+  for (const Edge& edge : tables_.edges_of(tables_.states[from])) {
+    if (edge.first <= byte && byte <= edge.last) return edge.target;
+  }
+  return std::nullopt;
 }
 
 RuleId GrammarBuilder::rule() {

@@ -6,6 +6,7 @@
 #include <bitset>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -82,6 +83,15 @@ struct State {
   bool accepting = false;  // the rule may end here
 };
 
+// A state in a text of bounded length. As long as the bound is not met, it reads what the state
+// `like` of the unbounded text does: so are the next n_bytes bytes, but for ends that come too
+// early, which there are only if it may not end itself.
+struct BoundedState {
+  StateId state, like;
+  std::uint32_t n_bytes;
+  bool may_end;
+};
+
 // The tables, immutable. A grammar built on a base has the base's states and rules under the same
 // numbers, so that what is known of them holds for both.
 struct Tables {
@@ -90,7 +100,9 @@ struct Tables {
   std::vector<Call> calls;
   std::vector<Guard> guards;
   std::vector<Rule> rules;
+  std::vector<BoundedState> bounded;  // by state
 
+  [[nodiscard]] const BoundedState* find_bounded(StateId state) const;  // null when it is not
   [[nodiscard]] std::span<const Edge> edges_of(const State& state) const {
     return std::span(edges).subspan(state.edges, state.n_edges);
   }
@@ -123,6 +135,13 @@ class GrammarBuilder {
   void text(StateId from, std::string_view text, StateId to);
   // Where a state and an optional blank behind it lead: both have to be continued.
   [[nodiscard]] std::array<StateId, 2> blank(StateId from);
+
+  // Where `byte` leads from a state of the base; nothing where it leads nowhere, or for other
+  // states.
+  [[nodiscard]] std::optional<StateId> known_target(StateId from, unsigned byte) const;
+  // Has to be said of the newest state; `bounded.like` is a state of the base.
+  void bounded(const BoundedState& bounded) { tables_.bounded.push_back(bounded); }
+  [[nodiscard]] bool is_known(StateId s) const { return s < n_base_states_; }
 
   [[nodiscard]] RuleId rule();  // to be given a body before finish()
   void set_rule(RuleId id, Rule rule);

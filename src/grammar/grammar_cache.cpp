@@ -38,11 +38,7 @@ CommonRules make_common(const TagCloser& closer, const std::shared_ptr<const Tok
   common.text_in_tags = builder.rule(start);
 
   Tables tables = builder.finish({});
-  const auto in_string = [&](RuleId rule) {
-    return tables.edges_of(tables.states[tables.rules[rule].start])[0].target;
-  };
-  const StateId busy[] = {start, in_string(common.json.string),
-                          in_string(common.json_in_tags.string)};
+  const StateId busy[] = {start, common.json.in_string, common.json_in_tags.in_string};
   common.grammar = std::make_shared<const Grammar>(
       std::move(tables), std::vector{common.json.object, common.text_in_tags}, trie);
   // Most of a text is spent in these, and most of the vocabulary is allowed there.

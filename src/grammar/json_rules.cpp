@@ -69,13 +69,14 @@ RuleId number_rule(GrammarBuilder& builder, bool negative_too) {
   return builder.rule(start);
 }
 
-StateId string_start(GrammarBuilder& builder, const TextForm& form) {
+StringStates add_string(GrammarBuilder& builder, const TextForm& form) {
   const StateId start = builder.state(), end = builder.state();
   TextStates text(builder, form);
-  builder.edge(start, '"', text.at());
+  const StateId inside = text.at();
+  builder.edge(start, '"', inside);
   for (const StateId s : text.finish()) builder.edge(s, '"', end);
   builder.accept(end);
-  return start;
+  return {.start = start, .inside = inside};
 }
 
 JsonRules add_json_rules(GrammarBuilder& builder, std::string_view forbidden) {
@@ -86,9 +87,12 @@ JsonRules add_json_rules(GrammarBuilder& builder, std::string_view forbidden) {
                   .null = 0,
                   .object = builder.rule(),
                   .array = builder.rule(),
+                  .in_string = 0,
                   .forbidden = std::string(forbidden)};
-  rules.string = builder.rule(
-      string_start(builder, {.style = TextForm::Style::json, .forbidden = rules.forbidden}));
+  const StringStates string_states =
+      add_string(builder, {.style = TextForm::Style::json, .forbidden = rules.forbidden});
+  rules.string = builder.rule(string_states.start);
+  rules.in_string = string_states.inside;
 
   const StateId boolean = builder.state(), null = builder.state(), end = builder.state();
   builder.accept(end);

@@ -15,6 +15,7 @@ namespace hadal::grammar {
 // escapes; nesting as far as kMaxDepth. Source: RFC 8259.
 struct JsonRules {
   RuleId string, number, integer, boolean, null, object, array;
+  StateId in_string;      // behind the quote that opens one
   std::string forbidden;  // what no string spells
 
   [[nodiscard]] std::vector<RuleId> all() const;
@@ -42,8 +43,11 @@ struct ObjectForm {
 };
 void set_object(GrammarBuilder& builder, RuleId id, ObjectForm form, std::string_view forbidden);
 
-// Where a rule starts that reads a quoted text of this form.
-[[nodiscard]] StateId string_start(GrammarBuilder& builder, const TextForm& form);
+// Where a rule starts that reads a quoted text of this form, and where it stands behind the quote.
+struct StringStates {
+  StateId start, inside;
+};
+[[nodiscard]] StringStates add_string(GrammarBuilder& builder, const TextForm& form);
 // An integer between the bounds, where there are some.
 [[nodiscard]] RuleId integer_rule(GrammarBuilder& builder, std::optional<std::int64_t> minimum,
                                   std::optional<std::int64_t> maximum);

@@ -1,6 +1,7 @@
 #include "grammar/masks.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace hadal::grammar {
 namespace {
@@ -11,6 +12,26 @@ constexpr std::size_t kFew = 256;
 
 void allow(MaskWords& words, TokenId id) {
   words[static_cast<std::size_t>(id) / 64] |= std::uint64_t{1} << (id % 64);
+}
+
+void set(MaskWords& words, TokenId id, bool allowed) {
+  const std::uint64_t bit = std::uint64_t{1} << (id % 64);
+  std::uint64_t& word = words[static_cast<std::size_t>(id) / 64];
+  word = allowed ? word | bit : word & ~bit;
+}
+
+// Keeps a short list in place of many zeros.
+void shrink(StateMask& mask) {
+  std::size_t n = 0;
+  for (const std::uint64_t word : mask.allowed) n += static_cast<std::size_t>(std::popcount(word));
+  if (n > kFew) return;
+  for (std::size_t w = 0; w < mask.allowed.size(); ++w) {
+    for (std::uint64_t bits = mask.allowed[w]; bits != 0; bits &= bits - 1) {
+      mask.few.push_back(
+          static_cast<TokenId>(w * 64 + static_cast<std::size_t>(std::countr_zero(bits))));
+    }
+  }
+  mask.allowed = {};
 }
 
 // Nodes that are wanted, with those above them, as a trie of their own. A walk shows it every node
@@ -57,55 +78,90 @@ Grammar::Grammar(Tables tables, std::vector<RuleId> roots, std::shared_ptr<const
       trie_(std::move(trie)),
       base_(std::move(base)) {}
 
-StateMask Grammar::compute_state_mask(StateId state) const {
-  const std::span<const TrieNode> nodes = trie_->nodes();
+// Looks at the tokens of these lengths among `nodes` and writes what `state` says of them into
+// `mask`, whose `allowed` is there. Of other tokens nothing changes.
+void Grammar::walk_unknown(std::span<const TrieNode> nodes, StateId state, Lengths lengths,
+                           StateMask& mask) const {
   Stacks stacks = Stacks::beneath_unknown(tables_, state);
-  StateMask mask;
-  mask.allowed.resize(static_cast<std::size_t>((trie_->vocab_size() + 63) / 64));
-  std::size_t n_allowed = 0;
   PrunedTrie dependent;             // tokens that depend on the callers
   std::uint32_t escaped_until = 0;  // tokens before this node have left the rule on some way
   for (std::uint32_t i = 0; i < nodes.size();) {
     const TrieNode& node = nodes[i];
+    if (node.longest < std::min(lengths.first, TrieNode::kLongest)) {
+      i = node.skip;
+      continue;
+    }
     dependent.visit(node);
     while (stacks.n_levels() > node.depth + std::size_t{1}) stacks.back();
     const bool alive = stacks.step(node.byte);
     if (stacks.escaped()) escaped_until = std::max(escaped_until, node.skip);
-    if (node.token >= 0) {
+    if (node.token >= 0 && lengths.contain(node.depth + std::size_t{1})) {
       const auto ways = stacks.ways();
       const bool is_certain =
           std::any_of(ways.begin(), ways.end(), [](const auto& way) { return !way.tainted; });
-      if (is_certain) {
-        allow(mask.allowed, node.token);
-        ++n_allowed;
-      } else if (alive || i < escaped_until) {
-        dependent.want();
-      }
+      set(mask.allowed, node.token, is_certain);
+      if (!is_certain && (alive || i < escaped_until)) dependent.want();
     }
-    i = alive || i < escaped_until ? i + 1 : node.skip;
-  }
-  mask.reach = stacks.reach();
-  mask.dependent = dependent.finish();
-  if (n_allowed <= kFew) {
-    for (std::size_t w = 0; w < mask.allowed.size(); ++w) {
-      for (std::uint64_t bits = mask.allowed[w]; bits != 0; bits &= bits - 1) {
-        mask.few.push_back(
-            static_cast<TokenId>(w * 64 + static_cast<std::size_t>(__builtin_ctzll(bits))));
-      }
+    if (alive || i < escaped_until) {
+      ++i;
+      continue;
     }
-    mask.allowed = {};
+    // Only a mask that was taken over for shorter tokens has anything to take back here.
+    for (++i; lengths.first > 0 && i < node.skip; ++i) {
+      const TrieNode& below = nodes[i];
+      const bool is_meant = below.token >= 0 && lengths.contain(below.depth + std::size_t{1});
+      if (is_meant) set(mask.allowed, below.token, false);
+    }
+    i = node.skip;
   }
+  mask.reach = std::max(mask.reach, stacks.reach());
+  const auto offset = static_cast<std::uint32_t>(mask.dependent.size());
+  for (TrieNode node : dependent.finish()) {
+    node.skip += offset;
+    mask.dependent.push_back(node);
+  }
+}
+
+StateMask Grammar::compute_state_mask(StateId state) const {
+  StateMask mask;
+  mask.allowed.resize(static_cast<std::size_t>((trie_->vocab_size() + 63) / 64));
+  walk_unknown(trie_->nodes(), state, {}, mask);
+  shrink(mask);
+  return mask;
+}
+
+// Tokens that may meet the bound are looked at; of the others, those that would end the text, if
+// that may be too early. The rest is as in the unbounded text.
+StateMask Grammar::compute_bounded_mask(const BoundedState& bounded, const StateMask& like) const {
+  StateMask mask;
+  mask.allowed = like.allowed;
+  mask.allowed.resize(static_cast<std::size_t>((trie_->vocab_size() + 63) / 64));
+  for (const TokenId id : like.few) set(mask.allowed, id, true);
+  mask.reach = like.reach;
+  walk_unknown(like.dependent, bounded.state, {.last = bounded.n_bytes}, mask);
+  if (bounded.n_bytes < trie_->longest_token()) {
+    walk_unknown(trie_->nodes(), bounded.state, {.first = bounded.n_bytes + 1}, mask);
+  }
+  mask.dependent.shrink_to_fit();
+  shrink(mask);
   return mask;
 }
 
 std::shared_ptr<const StateMask> Grammar::state_mask(StateId state) const {
   if (base_ != nullptr && state < base_->tables_.states.size()) return base_->state_mask(state);
+  const BoundedState* bounded = tables_.find_bounded(state);
+  std::shared_ptr<const StateMask> like;
+  if (bounded != nullptr && bounded->n_bytes > 0) {
+    like = state_mask(bounded->like);
+    if (bounded->may_end && bounded->n_bytes >= trie_->longest_token()) return like;
+  }
   {
     const std::lock_guard lock(mutex_);
     const auto found = state_masks_.find(state);
     if (found != state_masks_.end()) return found->second;
   }
-  auto mask = std::make_shared<const StateMask>(compute_state_mask(state));
+  auto mask = std::make_shared<const StateMask>(
+      like != nullptr ? compute_bounded_mask(*bounded, *like) : compute_state_mask(state));
   const std::lock_guard lock(mutex_);
   if (state_masks_.size() >= kMaxStateMasks) state_masks_.clear();
   return state_masks_.emplace(state, std::move(mask)).first->second;

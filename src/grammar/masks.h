@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -47,7 +48,16 @@ class Grammar {
   struct DigestHash {
     std::size_t operator()(const Stacks::Digest& d) const { return d.a; }
   };
+  // Of tokens of so many bytes.
+  struct Lengths {
+    std::uint32_t first = 0, last = std::numeric_limits<std::uint32_t>::max();
+    [[nodiscard]] bool contain(std::size_t n) const { return first <= n && n <= last; }
+  };
   [[nodiscard]] StateMask compute_state_mask(StateId state) const;
+  [[nodiscard]] StateMask compute_bounded_mask(const BoundedState& bounded,
+                                               const StateMask& like) const;
+  void walk_unknown(std::span<const TrieNode> nodes, StateId state, Lengths lengths,
+                    StateMask& mask) const;
   void walk(std::span<const TrieNode> nodes, Stacks& stacks, MaskWords& allowed) const;
 
   Tables tables_;

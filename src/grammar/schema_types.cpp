@@ -88,10 +88,12 @@ RuleId SchemaCompiler::Compiler::string(const SchemaJson& schema, const std::str
   bodies_.emplace_back([=, this] {
     Rule rule;
     if (most && *most < least.value_or(0)) rule.needs.push_back({.rules = {}, .required = true});
-    rule.start = string_start(builder_, {.style = TextForm::Style::json,
-                                         .forbidden = json_.forbidden,
-                                         .min_length = least.value_or(0),
-                                         .max_length = most});
+    rule.start = add_string(builder_, {.style = TextForm::Style::json,
+                                       .forbidden = json_.forbidden,
+                                       .min_length = least.value_or(0),
+                                       .max_length = most,
+                                       .unbounded = json_.in_string})
+                     .start;
     builder_.set_rule(id, std::move(rule));
   });
   return id;

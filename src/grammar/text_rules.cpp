@@ -1,6 +1,7 @@
 #include "grammar/text_rules.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace hadal::grammar {
 namespace {
@@ -89,18 +90,30 @@ std::size_t TextStates::advanced(std::size_t matched, unsigned byte) const {
   return static_cast<unsigned char>(form_.forbidden[matched]) == byte ? matched + 1 : 0;
 }
 
-StateId TextStates::at(const Key& key) {
+StateId TextStates::at(const Key& key, std::optional<StateId> like) {
   const auto found = states_.find(key);
   if (found != states_.end()) return found->second;
   const StateId state =
       form_.key_bytes ? builder_.guarded_state({.key_byte = true}) : builder_.state();
   states_.emplace(key, state);
-  todo_.emplace_back(key, state);
+  if (like && !builder_.is_known(*like)) like.reset();
+  todo_.push_back({.key = key, .state = state, .like = like});
+  if (like) {
+    // A byte completes a character at most.
+    constexpr std::size_t kMost = std::numeric_limits<std::uint32_t>::max();
+    const std::size_t length = std::get<2>(key);
+    const std::size_t left = form_.max_length ? *form_.max_length - length : kMost;
+    builder_.bounded({.state = state,
+                      .like = *like,
+                      .n_bytes = static_cast<std::uint32_t>(std::min(left, kMost)),
+                      .may_end = length >= form_.min_length});
+  }
   return state;
 }
 
-void TextStates::build(const Key& key, StateId state) {
-  const auto& [part, matched, length] = key;
+void TextStates::build(const Place& place) {
+  const auto& [part, matched, length] = place.key;
+  const StateId state = place.state;
   const bool counts = form_.min_length > 0 || form_.max_length;
   // Beyond what is asked for, lengths are all the same.
   const std::size_t longest = form_.max_length.value_or(form_.min_length);
@@ -119,7 +132,10 @@ void TextStates::build(const Key& key, StateId state) {
       while (last < edge.last && after(edge.to, last + 1) == to) ++last;
       const bool is_forbidden =
           !form_.forbidden.empty() && std::get<1>(to) == form_.forbidden.size();
-      if (!is_forbidden) builder_.edge(state, first, last, at(to));
+      if (!is_forbidden) {
+        const auto like = place.like ? builder_.known_target(*place.like, first) : std::nullopt;
+        builder_.edge(state, first, last, at(to, like));
+      }
       first = last + 1;
     }
   }
@@ -134,7 +150,7 @@ void TextStates::unicode_escape(StateId from, const Key& after) {
     for (const char digit : allowed) builder_.edge(at, digit, to);
   };
   constexpr std::string_view kHex = "0123456789abcdefABCDEF";
-  const StateId end = at(after);
+  const StateId end = at(after, std::nullopt);
   const StateId u = builder_.state(), three = builder_.state(), two = builder_.state(),
                 one = builder_.state();
   builder_.edge(from, 'u', u);
@@ -157,9 +173,9 @@ void TextStates::unicode_escape(StateId from, const Key& after) {
 
 std::vector<StateId> TextStates::finish() {
   while (!todo_.empty()) {
-    const auto [key, state] = todo_.back();
+    const Place place = todo_.back();
     todo_.pop_back();
-    build(key, state);
+    build(place);
   }
   return std::move(ends_);
 }

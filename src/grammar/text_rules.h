@@ -36,6 +36,9 @@ struct TextForm {
   std::string forbidden = {};  // never spelt, not even across characters
   std::size_t min_length = 0;  // in characters
   std::optional<std::size_t> max_length = {};
+  // The state of the base where a text of this style and `forbidden`, but of any length, begins:
+  // what is known of its states serves those of this one.
+  std::optional<StateId> unbounded = {};
   bool key_bytes = false;  // states are guarded by Guard::key_byte
 };
 
@@ -45,15 +48,23 @@ class TextStates {
   TextStates(GrammarBuilder& builder, const TextForm& form);
 
   // The state where `part` of a first character has been read.
-  [[nodiscard]] StateId at(CharPart part = CharPart::boundary) { return at({part, 0, 0}); }
+  [[nodiscard]] StateId at(CharPart part = CharPart::boundary) {
+    return at({part, 0, 0}, part == CharPart::boundary ? form_.unbounded : std::nullopt);
+  }
   // Builds everything that can be reached. Returns the states in which the text may end.
   [[nodiscard]] std::vector<StateId> finish();
 
  private:
   using Key = std::tuple<CharPart, std::size_t, std::size_t>;  // part, matched, length
 
-  [[nodiscard]] StateId at(const Key& key);
-  void build(const Key& key, StateId state);
+  struct Place {
+    Key key;
+    StateId state;
+    std::optional<StateId> like;  // of the unbounded text
+  };
+
+  [[nodiscard]] StateId at(const Key& key, std::optional<StateId> like);
+  void build(const Place& place);
   void unicode_escape(StateId from, const Key& after);
   [[nodiscard]] std::size_t advanced(std::size_t matched, unsigned byte) const;
 
@@ -61,7 +72,7 @@ class TextStates {
   TextForm form_;
   std::vector<std::size_t> borders_;  // of the prefixes of `forbidden`
   std::map<Key, StateId> states_;
-  std::vector<std::pair<Key, StateId>> todo_;
+  std::vector<Place> todo_;
   std::vector<StateId> ends_;
 };
 

@@ -13,14 +13,20 @@ std::vector<TrieNode> build_trie(std::vector<std::pair<std::string_view, TokenId
   std::string_view spelt;           // what they spell
   const auto close_to = [&](std::size_t depth) {
     for (; path.size() > depth; path.pop_back()) {
-      nodes[path.back()].skip = static_cast<std::uint32_t>(nodes.size());
+      TrieNode& node = nodes[path.back()];
+      node.skip = static_cast<std::uint32_t>(nodes.size());
+      if (path.size() < 2) continue;
+      TrieNode& above = nodes[path[path.size() - 2]];
+      above.longest = std::max(above.longest, node.longest);
     }
   };
   const auto push = [&](std::string_view bytes, std::size_t depth, TokenId token) {
     nodes.push_back({.skip = static_cast<std::uint32_t>(nodes.size() + 1),
                      .token = token,
                      .depth = static_cast<std::uint16_t>(depth),
-                     .byte = static_cast<std::uint8_t>(bytes[depth])});
+                     .byte = static_cast<std::uint8_t>(bytes[depth]),
+                     .longest = static_cast<std::uint8_t>(
+                         std::min<std::size_t>(token >= 0 ? depth + 1 : 0, TrieNode::kLongest))});
   };
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const std::string_view bytes = tokens[i].first;
@@ -52,6 +58,9 @@ TokenTrie::TokenTrie(io::Tokenizer tokenizer) : tokenizer_(std::move(tokenizer))
     } catch (const Error&) {
       continue;  // ids may have gaps
     }
+  }
+  for (const auto& [bytes, id] : tokens) {
+    longest_token_ = std::max(longest_token_, static_cast<std::uint32_t>(bytes.size()));
   }
   nodes_ = build_trie(std::move(tokens));
 }

@@ -14,10 +14,13 @@ namespace hadal::grammar {
 
 // Nodes in preorder: what follows a node up to `skip` lies below it.
 struct TrieNode {
+  static constexpr std::uint32_t kLongest = 255;
+
   std::uint32_t skip;   // index of the next node that is not below this one
   TokenId token;        // the token that ends with this byte, or -1
   std::uint16_t depth;  // bytes before this one
   std::uint8_t byte;
+  std::uint8_t longest = 0;  // bytes of the longest token here or below; kLongest: or more
 };
 
 // Tokens with equal bytes become siblings of equal byte, so every token has a node. `tokens` need
@@ -33,11 +36,13 @@ class TokenTrie {
 
   [[nodiscard]] std::span<const TrieNode> nodes() const { return nodes_; }
   [[nodiscard]] const io::Tokenizer& tokenizer() const { return tokenizer_; }
+  [[nodiscard]] std::uint32_t longest_token() const { return longest_token_; }  // bytes
   [[nodiscard]] std::int64_t vocab_size() const { return tokenizer_.vocab_size(); }
 
  private:
   io::Tokenizer tokenizer_;
   std::vector<TrieNode> nodes_;
+  std::uint32_t longest_token_ = 0;
 };
 
 }  // namespace hadal::grammar

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+#include <span>
 #include <thread>
 
 #include "core/error.h"
@@ -23,6 +25,14 @@ std::vector<TokenId> tried(const Matcher& matcher) {
   return ids;
 }
 
+std::set<TokenId> tokens_of(std::span<const TrieNode> nodes) {
+  std::set<TokenId> ids;
+  for (const TrieNode& node : nodes) {
+    if (node.token >= 0) ids.insert(node.token);
+  }
+  return ids;
+}
+
 TEST(TokenTrie, HasEveryTokenInPreorder) {
   const auto nodes = build_trie({{"ab", 1}, {"a", 2}, {"b", 3}, {"ab", 4}, {"abc", 5}, {"xy", 6}});
   std::vector<std::pair<std::string, TokenId>> found;
@@ -32,6 +42,12 @@ TEST(TokenTrie, HasEveryTokenInPreorder) {
     path += static_cast<char>(nodes[i].byte);
     if (nodes[i].token >= 0) found.emplace_back(path, nodes[i].token);
     ASSERT_GT(nodes[i].skip, i);
+    std::uint32_t longest = 0;
+    for (std::size_t below = i; below < nodes[i].skip; ++below) {
+      if (nodes[below].token >= 0) longest = nodes[below].depth + 1U;
+    }
+    EXPECT_GE(nodes[i].longest, longest);
+    EXPECT_LE(nodes[i].longest, 3U);
     if (nodes[i].skip < nodes.size()) {
       EXPECT_LE(nodes[nodes[i].skip].depth, nodes[i].depth);
     }
@@ -66,6 +82,56 @@ TEST(Masks, AreWhatTryingEveryTokenSays) {
       }
     }
   }
+}
+
+// Before every token, near the bounds and far from them: a mask that is taken over from unbounded
+// strings says what the state's own would.
+TEST(Masks, OfBoundedStringsAreThoseOfTheirOwnStates) {
+  const char* schemas[] = {
+      R"({"type":"string","maxLength":1})",
+      R"({"type":"string","maxLength":9})",
+      R"({"type":"string","maxLength":40})",
+      R"({"type":"string","minLength":12})",
+      R"({"type":"string","minLength":5,"maxLength":30})",
+      R"({"type":"array","items":{"type":"string","minLength":2,"maxLength":12}})"};
+  std::size_t n_bounded = 0;
+  for (const char* schema : schemas) {
+    const auto grammar = schema_grammar(schema);
+    const Tables& tables = grammar->tables();
+    n_bounded += tables.bounded.size();
+    for (const BoundedState& bounded : tables.bounded) {
+      const auto told = grammar->state_mask(bounded.state),
+                 like = grammar->state_mask(bounded.like);
+      // Without the hint.
+      Tables plain = tables;
+      plain.bounded.clear();
+      const Grammar own(std::move(plain), {grammar->root()}, bootstrap_cache().trie(),
+                        common_rules().grammar);
+      const auto expected = own.state_mask(bounded.state);
+      ASSERT_EQ(told->allowed, expected->allowed) << schema << " " << bounded.n_bytes;
+      ASSERT_EQ(told->few, expected->few) << schema << " " << bounded.n_bytes;
+      ASSERT_EQ(tokens_of(told->dependent), tokens_of(expected->dependent)) << schema;
+      const bool is_far =
+          bounded.may_end && bounded.n_bytes >= bootstrap_cache().trie()->longest_token();
+      EXPECT_EQ(told == like, is_far);
+    }
+  }
+  EXPECT_GT(n_bounded, 500U);
+}
+
+// A walk comes to a string's bound with tokens of every length, characters of several bytes and
+// escapes among them.
+TEST(Masks, OfBoundedStringsAreWhatTryingEveryTokenSays) {
+  const auto grammar = schema_grammar(R"({"type":"string","minLength":6,"maxLength":20})");
+  const std::string_view text = "\"a\u00e9\xF0\x9F\x98\x80 \\n\\u0041 w\xC3\xA9 1234567890";
+  Matcher matcher(grammar, grammar->root());
+  TokenMask mask(bootstrap_tokenizer().vocab_size());
+  for (const char byte : text) {
+    ASSERT_TRUE(matcher.accept_text(std::string_view(&byte, 1)));
+    matcher.fill(mask);
+    ASSERT_EQ(allowed_tokens(mask), tried(matcher)) << text.substr(0, 20);
+  }
+  EXPECT_EQ(allowed_tokens(mask).size(), 1U);  // only the quote is left
 }
 
 TEST(Masks, AreRightWhereNestingRunsOut) {
