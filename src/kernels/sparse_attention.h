@@ -31,7 +31,7 @@ struct SparseAttentionArgs {
   TensorView q;         // [n_tokens, n_heads, head_dim]  bf16 | f32
   PagedRows new_rows;   // one row a token, in the window's format
   TensorView sinks;     // [n_heads] f32
-  TensorView selected;  // [n_tokens, topk] i32, -1 at the end; empty: all visible entries
+  TensorView selected;  // [n_tokens, topk] i32, ascending, -1 at the end; empty: all visible
   std::int64_t window = 0;
   std::int64_t ratio = 0;  // 0: no compressed entries
   float softmax_scale = 0;

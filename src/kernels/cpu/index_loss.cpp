@@ -112,7 +112,8 @@ class SequenceLoss {
     }
     for (std::int64_t t0 = s_.begin; t0 < s_.end; t0 += kListedQueries) {
       const std::vector<QueryBlock> blocks =
-          blocks_of_lists(a_.selected, t0, std::min(s_.end, t0 + kListedQueries));
+          blocks_of_lists(a_.selected, t0, std::min(s_.end, t0 + kListedQueries),
+                          a_.queries.dim(1) + a_.index_queries.dim(1));
       add_block_gradients(pool_, blocks, a_.index_keys.dim(1), 0, dkeys,
                           [&](const QueryBlock& block, float* gradient) {
                             run_listed(block, entries.data(), keys.data(),

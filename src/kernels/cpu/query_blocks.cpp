@@ -1,58 +1,86 @@
 #include "kernels/cpu/query_blocks.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 
 namespace hadal::kernels::cpu {
 
 namespace {
 
-// A block is cut while its products would be mostly masked.
-constexpr std::int64_t kMaxWaste = 3;
+// What a block costs besides its products, in rows of them: gathering entries and adding their
+// gradients, packing keys.
+constexpr std::int64_t kOverheadRows = 32;
 
-struct Lists {
-  const std::int32_t* data;
-  std::int64_t topk;
-  [[nodiscard]] const std::int32_t* begin(std::int64_t t) const { return data + t * topk; }
-  [[nodiscard]] const std::int32_t* end(std::int64_t t) const {
-    return std::find(begin(t), begin(t) + topk, -1);
-  }
-};
+class Splitter {
+ public:
+  Splitter(const TensorView& selected, std::int64_t rows_per_query)
+      : lists_(selected.data<const std::int32_t>()),
+        topk_(selected.dim(1)),
+        rows_per_query_(rows_per_query) {}
 
-void append_blocks(const Lists& lists, std::int64_t begin, std::int64_t end,
-                   std::vector<QueryBlock>& out) {
-  QueryBlock block{.begin = begin, .end = end, .entries = {}, .listed = {}};
-  std::int64_t longest = 0;
-  for (std::int64_t t = begin; t < end; ++t) {
-    block.entries.insert(block.entries.end(), lists.begin(t), lists.end(t));
-    longest = std::max<std::int64_t>(longest, lists.end(t) - lists.begin(t));
+  // The cheapest way to halve, or not, a range again and again; blocks go to the end of `out`.
+  struct Split {
+    std::vector<std::int32_t> entries;  // of the whole range
+    std::int64_t cost = 0;              // of its blocks
+  };
+  Split append(std::int64_t begin, std::int64_t end, std::vector<QueryBlock>& out) const {
+    Split whole;
+    const std::size_t n_before = out.size();
+    std::int64_t halves_cost = std::numeric_limits<std::int64_t>::max();
+    if (end - begin == 1) {
+      whole.entries.assign(list(begin), list_end(begin));
+    } else {
+      const std::int64_t middle = begin + (end - begin) / 2;
+      const Split left = append(begin, middle, out), right = append(middle, end, out);
+      std::set_union(left.entries.begin(), left.entries.end(), right.entries.begin(),
+                     right.entries.end(), std::back_inserter(whole.entries));
+      halves_cost = left.cost + right.cost;
+    }
+    whole.cost = ((end - begin) * rows_per_query_ + kOverheadRows) *
+                 static_cast<std::int64_t>(whole.entries.size());
+    if (whole.cost > halves_cost) {
+      whole.cost = halves_cost;
+    } else {
+      out.resize(n_before);
+      out.push_back(QueryBlock{.begin = begin, .end = end, .entries = whole.entries, .listed = {}});
+    }
+    return whole;
   }
-  std::sort(block.entries.begin(), block.entries.end());
-  block.entries.erase(std::unique(block.entries.begin(), block.entries.end()), block.entries.end());
-  if (end - begin > 1 && block.n_entries() > kMaxWaste * longest) {
-    const std::int64_t middle = begin + (end - begin) / 2;
-    append_blocks(lists, begin, middle, out);
-    append_blocks(lists, middle, end, out);
-    return;
-  }
-  block.listed.assign(static_cast<std::size_t>((end - begin) * block.n_entries()), 0);
-  for (std::int64_t t = begin; t < end; ++t) {
-    std::uint8_t* row = block.listed.data() + (t - begin) * block.n_entries();
-    for (const std::int32_t* entry = lists.begin(t); entry != lists.end(t); ++entry) {
-      row[std::lower_bound(block.entries.begin(), block.entries.end(), *entry) -
-          block.entries.begin()] = 1;
+
+  void mark(QueryBlock& block) const {
+    const std::int64_t n = block.n_entries();
+    block.listed.assign(static_cast<std::size_t>((block.end - block.begin) * n), 0);
+    for (std::int64_t t = block.begin; t < block.end; ++t) {
+      std::uint8_t* row = block.listed.data() + (t - block.begin) * n;
+      // Both ascend.
+      auto at = block.entries.begin();
+      for (const std::int32_t* entry = list(t); entry != list_end(t); ++entry) {
+        at = std::lower_bound(at, block.entries.end(), *entry);
+        row[at - block.entries.begin()] = 1;
+      }
     }
   }
-  out.push_back(std::move(block));
-}
+
+ private:
+  [[nodiscard]] const std::int32_t* list(std::int64_t t) const { return lists_ + t * topk_; }
+  [[nodiscard]] const std::int32_t* list_end(std::int64_t t) const {
+    return std::find(list(t), list(t) + topk_, -1);
+  }
+
+  const std::int32_t* lists_;
+  std::int64_t topk_, rows_per_query_;
+};
 
 }  // namespace
 
 std::vector<QueryBlock> blocks_of_lists(const TensorView& selected, std::int64_t begin,
-                                        std::int64_t end) {
+                                        std::int64_t end, std::int64_t rows_per_query) {
   std::vector<QueryBlock> blocks;
-  if (begin < end) {
-    append_blocks({selected.data<const std::int32_t>(), selected.dim(1)}, begin, end, blocks);
-  }
+  if (begin == end) return blocks;
+  const Splitter splitter(selected, rows_per_query);
+  static_cast<void>(splitter.append(begin, end, blocks));
+  for (QueryBlock& block : blocks) splitter.mark(block);
   return blocks;
 }
 

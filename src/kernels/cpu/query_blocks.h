@@ -26,10 +26,12 @@ struct QueryBlock {
   [[nodiscard]] std::int64_t n_entries() const { return static_cast<std::int64_t>(entries.size()); }
 };
 
-// Blocks that cover the rows [begin, end) of selected [n_tokens, topk] (-1 at the end). Queries
-// with much the same lists stay together; a query like no other is a block of its own.
+// Blocks that cover the rows [begin, end) of selected [n_tokens, topk] (ascending, -1 at the end).
+// Queries with much the same lists stay together, one like no other is a block of its own: what is
+// cheaper when every query is `rows_per_query` rows of a product.
 [[nodiscard]] std::vector<QueryBlock> blocks_of_lists(const TensorView& selected,
-                                                      std::int64_t begin, std::int64_t end);
+                                                      std::int64_t begin, std::int64_t end,
+                                                      std::int64_t rows_per_query);
 
 // The block's rows of `rows` [n, width], in order.
 void gather_entries(const QueryBlock& block, const float* rows, std::int64_t width, float* out);

@@ -205,7 +205,7 @@ class SequenceBackward {
     float* gradient = a_.dentries ? a_.dentries.data<float>() + s_.added.row * width_ : nullptr;
     for (std::int64_t t0 = s_.begin; t0 < s_.end; t0 += kListedQueries) {
       const std::vector<QueryBlock> blocks =
-          blocks_of_lists(a_.selected, t0, std::min(s_.end, t0 + kListedQueries));
+          blocks_of_lists(a_.selected, t0, std::min(s_.end, t0 + kListedQueries), n_heads_);
       add_block_gradients(
           pool_, blocks, width_, s_.added.first, gradient,
           [&](const QueryBlock& block, float* dkeys) { listed_block(block, rows, dkeys); });
