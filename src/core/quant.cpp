@@ -199,6 +199,103 @@ QuantTensor quantize_fp4(const TensorView& w) {
   return q;
 }
 
+Fp4InFp8 quantize_fp4_in_fp8(const TensorView& w) {
+  Fp4InFp8 result{quantize_fp4(w), 0};
+  const std::int64_t rows = w.dim(0), cols = w.dim(1);
+  constexpr std::int64_t kTile = kFp4Block.cols;
+  const std::int64_t tiles = cols / kTile;
+  auto* scales = result.weight.scale.data<ue8m0>();
+  auto* codes = reinterpret_cast<std::uint8_t*>(result.weight.data.bytes());
+  const auto is_zero = [&](std::int64_t r, std::int64_t t) {
+    const std::uint8_t* packed = codes + (r * cols + t * kTile) / 2;
+    return std::all_of(packed, packed + kTile / 2,
+                       [](std::uint8_t two) { return (two & 0x77u) == 0; });
+  };
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kFp8Block.rows) {
+    const std::int64_t r1 = std::min(rows, r0 + kFp8Block.rows);
+    for (std::int64_t t0 = 0; t0 < tiles; t0 += kFp8Block.cols / kTile) {
+      const std::int64_t t1 = std::min(tiles, t0 + kFp8Block.cols / kTile);
+      int largest = 0;
+      for (std::int64_t r = r0; r < r1; ++r) {
+        for (std::int64_t t = t0; t < t1; ++t) {
+          if (!is_zero(r, t)) largest = std::max<int>(largest, scales[r * tiles + t].bits);
+        }
+      }
+      for (std::int64_t r = r0; r < r1; ++r) {
+        for (std::int64_t t = t0; t < t1; ++t) {
+          ue8m0& scale = scales[r * tiles + t];
+          if (is_zero(r, t)) {
+            scale.bits = static_cast<std::uint8_t>(largest);
+            continue;
+          }
+          if (scale.bits + kFp4ScaleSpan >= largest) continue;
+          ++result.n_lifted;
+          scale.bits = static_cast<std::uint8_t>(largest - kFp4ScaleSpan);
+          const float factor = reciprocal(scale);
+          with_elements(w, [&](const auto* x) {
+            const auto* tile = x + r * cols + t * kTile;
+            std::uint8_t* packed = codes + (r * cols + t * kTile) / 2;
+            for (std::int64_t i = 0; i < kTile / 2; ++i) {
+              packed[i] =
+                  static_cast<std::uint8_t>(encode_e2m1(load(tile[2 * i]) * factor) |
+                                            (encode_e2m1(load(tile[2 * i + 1]) * factor) << 4));
+            }
+          });
+        }
+      }
+    }
+  }
+  return result;
+}
+
+QuantTensor fp8_from_fp4(const QuantTensor& w) {
+  HADAL_CHECK(w.data.dtype() == DType::f4_e2m1 && w.scale.dtype() == DType::ue8m0);
+  const std::int64_t rows = w.rows(), cols = w.cols(), tiles = w.scale.dim(1);
+  QuantTensor q{Tensor::empty({rows, cols}, DType::f8_e4m3),
+                Tensor::empty({(rows + kFp8Block.rows - 1) / kFp8Block.rows,
+                               (cols + kFp8Block.cols - 1) / kFp8Block.cols},
+                              DType::ue8m0),
+                kFp8Block};
+  const auto* scales = w.scale.data<const ue8m0>();
+  auto* out = q.data.data<f8_e4m3>();
+  std::vector<float> tile(static_cast<std::size_t>(kFp4Block.cols));
+  for (std::int64_t i = 0; i < q.scale.numel(); ++i) {
+    const std::int64_t r0 = i / q.scale.dim(1) * kFp8Block.rows;
+    const std::int64_t t0 = i % q.scale.dim(1) * (kFp8Block.cols / kFp4Block.cols);
+    const std::int64_t r1 = std::min(rows, r0 + kFp8Block.rows);
+    const std::int64_t t1 = std::min(tiles, t0 + kFp8Block.cols / kFp4Block.cols);
+    int largest = 0;
+    for (std::int64_t r = r0; r < r1; ++r) {
+      for (std::int64_t t = t0; t < t1; ++t) {
+        largest = std::max<int>(largest, scales[r * tiles + t].bits);
+      }
+    }
+    // The largest value of the largest tile, 6 * 2^6, is below E4M3's 448.
+    const int block = std::max(largest - 6, 0);
+    q.scale.data<ue8m0>()[i].bits = static_cast<std::uint8_t>(block);
+    for (std::int64_t r = r0; r < r1; ++r) {
+      for (std::int64_t t = t0; t < t1; ++t) {
+        const float factor = std::ldexp(1.0f, scales[r * tiles + t].bits - block);
+        load_elements(w, r, t * kFp4Block.cols, kFp4Block.cols, tile.data());
+        for (std::int64_t k = 0; k < kFp4Block.cols; ++k) {
+          const float value = tile[static_cast<std::size_t>(k)] * factor;
+          const f8_e4m3 code = to_e4m3(value);
+          if (to_float(code) != value) {
+            throw Error(
+                ErrorCode::corrupt_data,
+                fmt::format("fp8_from_fp4: row {} tile {} has scale 2^{}, its block 2^{}: too far "
+                            "apart for exact FP8 (at most 2^{}); quantise with "
+                            "quantize_fp4_in_fp8",
+                            r, t, scales[r * tiles + t].bits - 127, largest - 127, kFp4ScaleSpan));
+          }
+          out[r * cols + t * kFp4Block.cols + k] = code;
+        }
+      }
+    }
+  }
+  return q;
+}
+
 QuantTensor quantize_fp8(const TensorView& w) {
   const std::int64_t rows = w.dim(0), cols = w.dim(1);
   QuantTensor q{Tensor::empty({rows, cols}, DType::f8_e4m3),

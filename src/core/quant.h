@@ -37,6 +37,21 @@ struct QuantTensor {
 [[nodiscard]] QuantTensor quantize_fp4(const TensorView& w);
 [[nodiscard]] QuantTensor quantize_fp8(const TensorView& w);
 
+// FP4 whose values are FP8 values, too: what a trainer multiplies and an engine with FP8 products
+// expands to. The scales of one kFp8Block of tiles differ by 2^kFp4ScaleSpan at most; where the
+// weights' do not, the smaller scales are raised before rounding, and a tile of zeros takes the
+// largest of its block.  Source: training.md §3.3 (DeepSeek-V4 §5.2.1).
+struct Fp4InFp8 {
+  QuantTensor weight;
+  std::int64_t n_lifted = 0;  // tiles that lost precision to the rule
+};
+inline constexpr int kFp4ScaleSpan = 11;
+[[nodiscard]] Fp4InFp8 quantize_fp4_in_fp8(const TensorView& w);
+
+// The same values as FP8 with one ue8m0 scale a kFp8Block.
+// Throws corrupt_data naming the tile when that is not exact.
+[[nodiscard]] QuantTensor fp8_from_fp4(const QuantTensor& w);
+
 // The values of rows [begin, end) as f32: out has (end-begin)*cols elements.
 void dequantize_rows(const QuantTensor& w, std::int64_t begin, std::int64_t end, float* out);
 
