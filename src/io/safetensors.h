@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/digest.h"
 #include "core/file.h"
 #include "core/tensor.h"
 
@@ -102,9 +103,11 @@ struct TensorDecl {
 // under its name when finish() returns; until then there is only `<path>.partial`.
 class SafetensorsWriter {
  public:
-  // `fs` must outlive this. Throws invalid_argument on a duplicate or impossible declaration.
+  // `fs` must outlive this, and so must `digest`, which is told every byte of the file. Throws
+  // invalid_argument on a duplicate or impossible declaration.
   SafetensorsWriter(FileSystem& fs, Path path, std::vector<TensorDecl> decls,
-                    const std::map<std::string, std::string>& metadata = {});
+                    const std::map<std::string, std::string>& metadata = {},
+                    Sha256* digest = nullptr);
 
   // The next bytes of tensor `name`. A tensor may come in pieces; tensors come in order. Throws
   // invalid_argument when `name` is not the one due or has no room for so many bytes.
@@ -113,9 +116,12 @@ class SafetensorsWriter {
   void finish();  // throws invalid_argument when data is missing
 
  private:
+  void append(std::span<const std::byte> bytes);
+
   FileSystem& fs_;
   Path path_;
   std::vector<TensorDecl> decls_;
+  Sha256* digest_;
   std::unique_ptr<WritableFile> file_;
   std::size_t current_ = 0;  // tensor being written
   std::size_t written_ = 0;  // bytes of it

@@ -53,8 +53,9 @@ std::vector<TensorDecl> aligned_order(std::vector<TensorDecl> decls) {
 }
 
 SafetensorsWriter::SafetensorsWriter(FileSystem& fs, Path path, std::vector<TensorDecl> decls,
-                                     const std::map<std::string, std::string>& metadata)
-    : fs_(fs), path_(std::move(path)), decls_(std::move(decls)) {
+                                     const std::map<std::string, std::string>& metadata,
+                                     Sha256* digest)
+    : fs_(fs), path_(std::move(path)), decls_(std::move(decls)), digest_(digest) {
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::unordered_set<std::string> names;
@@ -86,8 +87,13 @@ SafetensorsWriter::SafetensorsWriter(FileSystem& fs, Path path, std::vector<Tens
   const std::uint64_t size = text.size();
   std::memcpy(length.data(), &size, length.size());
   file_ = fs_.create(path_.string() + ".partial");
-  file_->append(length);
-  file_->append(std::string_view(text));
+  append(length);
+  append(std::as_bytes(std::span(text)));
+}
+
+void SafetensorsWriter::append(std::span<const std::byte> bytes) {
+  file_->append(bytes);
+  if (digest_ != nullptr) digest_->update(bytes);
 }
 
 void SafetensorsWriter::write(std::string_view name, std::span<const std::byte> bytes) {
@@ -106,7 +112,7 @@ void SafetensorsWriter::write(std::string_view name, std::span<const std::byte> 
     refuse(fmt::format("{}: {} bytes for {}, which has room for {}", path_.string(), bytes.size(),
                        name, size_of(current_) - written_));
   }
-  file_->append(bytes);
+  append(bytes);
   written_ += bytes.size();
 }
 

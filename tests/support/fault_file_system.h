@@ -35,6 +35,7 @@ class FaultFileSystem final : public FileSystem {
     locks_.clear();
     killed_ = false;
     kill_budget_ = kUnlimited;
+    operation_budget_ = kUnlimited;
     Rng rng(torn_seed.value_or(0));
     for (auto it = files_.begin(); it != files_.end();) {
       Node& node = *it->second;
@@ -58,6 +59,7 @@ class FaultFileSystem final : public FileSystem {
       }
     }
     durable_names_ = files_;
+    for (const auto& [name, node] : files_) add_directories(Path(name).parent_path());
   }
 
   // The process dies when it has written `n` bytes more: that write stops short, and everything
@@ -66,12 +68,19 @@ class FaultFileSystem final : public FileSystem {
     const std::lock_guard lock(mutex_);
     kill_budget_ = n;
   }
+  // The same after `n` operations more (create, write, sync, rename, remove; how many a call counts
+  // for is not promised, only that every one of them is reached by some n).
+  void kill_after_operations(std::uint64_t n) {
+    const std::lock_guard lock(mutex_);
+    operation_budget_ = n;
+  }
   void restart() {
     const std::lock_guard lock(mutex_);
     ++boot_;
     locks_.clear();
     killed_ = false;
     kill_budget_ = kUnlimited;
+    operation_budget_ = kUnlimited;
   }
 
   // Bytes all files together may have.
@@ -122,6 +131,7 @@ class FaultFileSystem final : public FileSystem {
   void rename(const Path& from, const Path& to) override {
     const std::lock_guard lock(mutex_);
     check_alive();
+    if (directories_.contains(key(from))) return rename_directory(key(from), key(to));
     auto node = find(from);
     files_.erase(key(from));
     durable_names_.erase(key(from));
@@ -146,9 +156,7 @@ class FaultFileSystem final : public FileSystem {
   void create_directories(const Path& path) override {
     const std::lock_guard lock(mutex_);
     check_alive();
-    for (Path p = path; !key(p).empty() && p != p.parent_path(); p = p.parent_path()) {
-      directories_.insert(key(p));
-    }
+    add_directories(path);
   }
   void sync_directory(const Path& path) override {
     std::unique_lock lock(mutex_);
@@ -297,8 +305,37 @@ class FaultFileSystem final : public FileSystem {
     const std::lock_guard lock(mutex_);
     return counter;
   }
-  void check_alive() const {
+  void check_alive() {
+    if (operation_budget_ != kUnlimited && operation_budget_-- == 0) killed_ = true;
     if (killed_) throw Error(ErrorCode::io, "the process was killed");
+  }
+  void add_directories(const Path& path) {
+    for (Path p = path; !key(p).empty() && p != p.parent_path(); p = p.parent_path()) {
+      directories_.insert(key(p));
+    }
+  }
+  // The names within move along; they are as durable as they were.
+  void rename_directory(const std::string& from, const std::string& to) {
+    const auto is_below = [](const std::string& name, const std::string& directory) {
+      return name.starts_with(directory + "/");
+    };
+    const auto taken = [&](const auto& f) { return is_below(f.first, to); };
+    if (std::any_of(files_.begin(), files_.end(), taken) || files_.contains(to)) {
+      throw Error(ErrorCode::io, "cannot rename to " + to + ": Directory not empty");
+    }
+    for (auto* names : {&files_, &durable_names_}) {
+      std::map<std::string, NodePtr> moved;
+      for (const auto& [name, node] : *names) {
+        moved[is_below(name, from) ? to + name.substr(from.size()) : name] = node;
+      }
+      *names = std::move(moved);
+    }
+    std::set<std::string> directories;
+    for (const std::string& name : directories_) {
+      const bool moves = name == from || is_below(name, from);
+      directories.insert(moves ? to + name.substr(from.size()) : name);
+    }
+    directories_ = std::move(directories);
   }
   NodePtr find(const Path& path) const {
     const auto it = files_.find(key(path));
@@ -370,6 +407,7 @@ class FaultFileSystem final : public FileSystem {
   std::set<std::string> directories_;
   std::map<std::string, std::weak_ptr<int>> locks_;
   std::uint64_t boot_ = 0, capacity_ = kUnlimited, kill_budget_ = kUnlimited;
+  std::uint64_t operation_budget_ = kUnlimited;
   bool killed_ = false, fail_syncs_ = false, hold_syncs_ = false;
   std::uint64_t n_syncs_ = 0, n_writes_ = 0, bytes_written_ = 0;
 };
