@@ -25,6 +25,8 @@ case $what in
     packages+=(libgtest-dev libgmock-dev libbenchmark-dev ccache python3-venv)
     # Ubuntu's chromium is a snap, which a container cannot run; the page's tests are skipped there.
     optional+=(clang-format-19 chromium chromium-driver)
+    # Without MPI, training has one process and its tests of several are skipped.
+    optional+=(libopenmpi-dev openmpi-bin)
     if [[ $what == tidy ]]; then packages+=(clang-tidy-19); fi
     ;;
   *)

@@ -14,6 +14,10 @@
 
 namespace hadal {
 
+namespace parallel {
+class Communicator;
+}
+
 // Time spent inside each kernel, by name. Only filled when a context is given one.
 struct KernelProfile {
   struct Entry {
@@ -53,6 +57,11 @@ class ExecContext {
     return plain;
   }
 
+  // The ranks that routed experts are divided over (ops/expert_exchange.h); null: all are here.
+  // With ranks, every one of them runs the same ops.
+  void set_expert_ranks(parallel::Communicator* ranks) { expert_ranks_ = ranks; }
+  [[nodiscard]] parallel::Communicator* expert_ranks() const { return expert_ranks_; }
+
   [[nodiscard]] Tensor empty(Shape shape, DType dtype) const {
     return allocator_->empty(shape, dtype);
   }
@@ -79,6 +88,7 @@ class ExecContext {
 
   Stream* stream_;
   Tape* tape_ = nullptr;
+  parallel::Communicator* expert_ranks_ = nullptr;
   PoolAllocator* allocator_;
   const KernelRegistry* registry_;
   Numerics numerics_;

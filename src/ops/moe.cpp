@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "ops/expert_exchange.h"
+
 namespace hadal::ops {
 
 namespace {
@@ -163,8 +165,9 @@ TensorList experts_inputs(const Tensor& x, const Tensor& weights,
 struct ExpertsCall {
   Saved x, weights;
   Tensor experts;
-  std::vector<ExpertWeights> routed, shared;
+  std::vector<ExpertWeights> routed, shared;  // those of this rank
   SwigluLimits limits;
+  std::shared_ptr<const ExpertExchange> exchange;  // null: one rank has them all
 };
 
 void experts_backward(Backward& b, const ExpertsCall& call) {
@@ -185,19 +188,23 @@ void experts_backward(Backward& b, const ExpertsCall& call) {
   const std::vector<ExpertGradients> drouted = gradients(call.routed);
   const std::vector<ExpertGradients> dshared = gradients(call.shared);
   const Tensor dy = b.gradient(0);
-  b.ctx().launch(kMoeExpertsBackward, x.dtype(),
-                 MoeExpertsBackwardArgs{.dx = dx,
-                                        .dweights = dweights,
-                                        .dy = dy,
-                                        .x = x,
-                                        .experts = call.experts,
-                                        .weights = weights,
-                                        .routed = call.routed,
-                                        .shared = call.shared,
-                                        .drouted = drouted,
-                                        .dshared = dshared,
-                                        .swiglu_limit = call.limits.routed,
-                                        .shared_swiglu_limit = call.limits.shared});
+  const MoeExpertsBackwardArgs args{.dx = dx,
+                                    .dweights = dweights,
+                                    .dy = dy,
+                                    .x = x,
+                                    .experts = call.experts,
+                                    .weights = weights,
+                                    .routed = call.routed,
+                                    .shared = call.shared,
+                                    .drouted = drouted,
+                                    .dshared = dshared,
+                                    .swiglu_limit = call.limits.routed,
+                                    .shared_swiglu_limit = call.limits.shared};
+  if (call.exchange) {
+    call.exchange->backward(b.ctx(), args);
+  } else {
+    b.ctx().launch(kMoeExpertsBackward, x.dtype(), args);
+  }
   if (dx) b.accumulate(0, dx);
   if (dweights) b.accumulate(1, dweights);
 }
@@ -208,19 +215,30 @@ Tensor moe_experts(ExecContext& ctx, const Tensor& x, const Routing& routing,
                    std::span<const ExpertWeights> routed, std::span<const ExpertWeights> shared,
                    SwigluLimits limits, ClampCounts* clamps) {
   Tensor y = ctx.empty(x.shape(), x.dtype());
-  ctx.launch(kMoeExperts, x.dtype(),
-             MoeExpertsArgs{.y = y,
+  std::shared_ptr<const ExpertExchange> exchange;
+  std::span<const ExpertWeights> here = routed;
+  if (ctx.expert_ranks() != nullptr) {
+    exchange = std::make_shared<const ExpertExchange>(*ctx.expert_ranks(), routing.experts,
+                                                      std::ssize(routed));
+    here = exchange->local(routed);
+  }
+  const MoeExpertsArgs args{.y = y,
                             .x = x,
                             .experts = routing.experts,
                             .weights = routing.weights,
-                            .routed = routed,
+                            .routed = here,
                             .shared = shared,
                             .swiglu_limit = limits.routed,
                             .shared_swiglu_limit = limits.shared,
-                            .clamps = clamps});
+                            .clamps = clamps};
+  if (exchange) {
+    exchange->forward(ctx, args);
+  } else {
+    ctx.launch(kMoeExperts, x.dtype(), args);
+  }
   Tape* tape = ctx.tape();
   if (tape == nullptr) return y;
-  TensorList inputs = experts_inputs(x, routing.weights, routed, shared);
+  TensorList inputs = experts_inputs(x, routing.weights, here, shared);
   if (std::none_of(inputs.begin(), inputs.end(),
                    [&](const Tensor& in) { return ctx.tape_for(in) != nullptr; })) {
     return y;
@@ -229,12 +247,13 @@ Tensor moe_experts(ExecContext& ctx, const Tensor& x, const Routing& routing,
   ExpertsCall call{.x = tape->save(x),
                    .weights = tape->save(routing.weights),
                    .experts = routing.experts,
-                   .routed = {routed.begin(), routed.end()},
+                   .routed = {here.begin(), here.end()},
                    .shared = {shared.begin(), shared.end()},
-                   .limits = limits};
-  auto replay = [experts = call.experts, routed = call.routed, shared = call.shared, limits](
-                    ExecContext& c, const TensorList& in) -> TensorList {
-    return {moe_experts(c, in[0], {experts, in[1]}, routed, shared, limits)};
+                   .limits = limits,
+                   .exchange = std::move(exchange)};
+  auto replay = [experts = call.experts, all = std::vector(routed.begin(), routed.end()),
+                 shared = call.shared, limits](ExecContext& c, const TensorList& in) -> TensorList {
+    return {moe_experts(c, in[0], {experts, in[1]}, all, shared, limits)};
   };
   tape->record({.name = "moe_experts",
                 .inputs = std::move(inputs),

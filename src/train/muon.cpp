@@ -42,7 +42,7 @@ Muon::Muon(const ParameterStore& store, MuonOptions options, std::span<const std
     if (batch == batches_.size()) batches_.push_back({rows, cols, {}});
     open[{rows, cols}] = batch;
     batches_[batch].units.push_back(
-        {&store.at(m.parameter), m.rows, Tensor::zeros({m.n_rows(), m.cols}, DType::f32)});
+        {i, &store.at(m.parameter), m.rows, Tensor::zeros({m.n_rows(), m.cols}, DType::f32)});
   }
 }
 
@@ -85,16 +85,21 @@ UpdateStats Muon::step_batch(const ExecContext& ctx, const Batch& batch, double 
 }
 
 std::vector<NamedTensor> Muon::state() const {
-  std::vector<NamedTensor> all;
+  std::map<std::size_t, const Unit*> in_order;
   for (const Batch& batch : batches_) {
-    for (const Unit& u : batch.units) {
-      const ParameterInfo& info = u.parameter->info;
-      std::string name = "muon.momentum." + info.name;
-      if (info.matrices.size() > 1) name += fmt::format(":{}-{}", u.rows.begin, u.rows.end);
-      all.push_back({std::move(name), u.momentum});
-    }
+    for (const Unit& u : batch.units) in_order.emplace(u.matrix, &u);
+  }
+  std::vector<NamedTensor> all;
+  for (const auto& [matrix, u] : in_order) {
+    all.push_back({state_name(u->parameter->info, u->rows), u->momentum});
   }
   return all;
+}
+
+std::string Muon::state_name(const ParameterInfo& info, RowRange rows) {
+  std::string name = "muon.momentum." + info.name;
+  if (info.matrices.size() > 1) name += fmt::format(":{}-{}", rows.begin, rows.end);
+  return name;
 }
 
 std::int64_t Muon::n_matrices() const {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/newton_schulz.h"
@@ -35,14 +36,16 @@ class Muon {
   // gradient_scale. The same bits on any number of threads and for any division into ranks.
   UpdateStats step(const ExecContext& ctx, double lr, double gradient_scale);
 
-  // Momentum by logical matrix: "muon.momentum.NAME", with ":BEGIN-END" where only those rows are
-  // one matrix. Zero before the first step.
+  // Momentum by logical matrix, in file order. Zero before the first step.
   [[nodiscard]] std::vector<NamedTensor> state() const;
+  // "muon.momentum.NAME", with ":BEGIN-END" where only those rows are one matrix.
+  [[nodiscard]] static std::string state_name(const ParameterInfo& info, RowRange rows);
   [[nodiscard]] double newton_schulz_seconds() const { return newton_schulz_seconds_; }  // in total
   [[nodiscard]] std::int64_t n_matrices() const;
 
  private:
   struct Unit {
+    std::size_t matrix;  // its place in store.matrices()
     const Parameter* parameter;
     RowRange rows;
     Tensor momentum;

@@ -49,6 +49,9 @@ struct RunConfig {
   bool recompute = true;                // trade time for memory where the model marks it
   Compute compute = Compute::f32;
   double qat_start = 0.0;  // with compute = "qat": fraction of the tokens before it, in bf16
+  // Under mpirun: the experts of every layer are divided over the processes and tokens travel to
+  // them. Else every process runs all experts on its own tokens.
+  bool expert_parallel = false;
   OnNonFinite on_non_finite = OnNonFinite::stop;
 
   ScheduleConfig schedule;

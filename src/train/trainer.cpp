@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 
 #include "model/in_batch_kv.h"
 #include "train/balance.h"
@@ -51,6 +54,11 @@ struct Trainer::Prepared {
   LoaderState before;  // of the loader, in front of this batch
   std::vector<MicroBatch> micro;
   std::vector<ExpertChoices> choices;  // by micro-batch; empty: the router's own
+  std::vector<bool> chosen_layers;     // that `choices` is about; the same on all ranks
+  // While a state is being restored: choices by layer, of one rank's tokens or of all ranks'.
+  std::vector<Tensor> joined;
+  std::vector<std::int64_t> n_tokens;  // by rank
+  // Of all ranks.
   std::int64_t n_inputs = 0, n_targets = 0, n_mtp_targets = 0, n_sequences = 0, n_index_rows = 0;
   double seconds = 0;
 };
@@ -64,12 +72,15 @@ struct Trainer::Accumulated {
   double forward_seconds = 0, backward_seconds = 0;
 };
 
-Trainer::Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool)
+Trainer::Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool,
+                 parallel::Communicator& ranks)
     : config_(config),
       data_(data),
       pool_(pool),
+      ranks_(ranks),
       stream_(pool),
       store_(std::make_unique<ParameterStore>(config.model, config.groups)),
+      exchange_(*store_, ranks, config.expert_parallel),
       loader_(data.split(kTrainSplit),
               {.seed = config.seed,
                .alignment = config.alignment,
@@ -78,6 +89,7 @@ Trainer::Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool)
                .loss_z = config.anticipatory.loss_z,
                .gradient_ratio = config.anticipatory.gradient_ratio}) {
   expect_vocabulary(data.manifest(), data.directory(), config.model.vocab_size);
+  expect_same_on_all_ranks();
   kernels::cpu::register_kernels(registry_);
   std::vector<std::int64_t> counts;
   if (config.model.num_hash_layers > 0) {
@@ -87,7 +99,8 @@ Trainer::Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool)
     counts.resize(static_cast<std::size_t>(config.model.vocab_size), 0);
   }
   train::initialise(pool, *store_, config.seed, counts);
-  optimizer_ = std::make_unique<Optimizer>(*store_, config.optimizer);
+  optimizer_ =
+      std::make_unique<Optimizer>(*store_, config.optimizer, Trained::all, exchange_.owned());
   tape_ = std::make_unique<Tape>(allocator_, static_cast<VariableId>(store_->parameters().size()));
   tape_->recompute_enabled = config.recompute;
   use_format(wanted_format());
@@ -95,12 +108,38 @@ Trainer::Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool)
 
 Trainer::~Trainer() = default;
 
+// What would go wrong silently. The rest of the config is one file, handed to all of them.
+void Trainer::expect_same_on_all_ranks() const {
+  const LoaderState& loader = loader_.state();
+  const std::array<std::int64_t, 6> own{static_cast<std::int64_t>(config_.seed),
+                                        std::ssize(store_->parameters()),
+                                        loader.n_documents,
+                                        loader.n_tokens,
+                                        config_.schedule.total_tokens,
+                                        config_.expert_parallel ? 1 : 0};
+  std::vector<std::int64_t> all(own.size() * static_cast<std::size_t>(ranks_.size()));
+  ranks_.all_gather(std::span<const std::int64_t>(own), std::span(all));
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (all[i] == all[i % own.size()]) continue;
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("process {} of {} has another config or other data than process 0; "
+                            "start all of them with the same files",
+                            i / own.size(), ranks_.size()));
+  }
+}
+
 Numerics Trainer::numerics() const {
   return config_.compute == Compute::f32 ? Numerics::fp32 : Numerics::official;
 }
 
 ExecContext Trainer::context() {
   return {stream_, allocator_, registry_, numerics()};
+}
+
+ExecContext Trainer::context_with_ranks() {
+  ExecContext ctx = context();
+  if (exchange_.divides_experts()) ctx.set_expert_ranks(&ranks_);
+  return ctx;
 }
 
 bool Trainer::is_finished() const {
@@ -166,27 +205,60 @@ void Trainer::enter_phase(const StepPlan& plan) {
                     plan.sequence_length, plan.batch_tokens));
 }
 
+// Where this rank's micro-batches begin in its samples, and the end. With divided experts all ranks
+// have as many, since each waits for tokens of the others.
+std::vector<std::int64_t> Trainer::micro_batch_bounds(const Batch& batch,
+                                                      std::int64_t n_own) const {
+  const std::int64_t n = std::ssize(batch.samples), n_ranks = ranks_.size();
+  const std::int64_t rows =
+      config_.micro_batch_tokens == 0
+          ? std::max<std::int64_t>(n, 1)
+          : std::max<std::int64_t>(1, config_.micro_batch_tokens / batch.sequence_length);
+  std::vector<std::int64_t> bounds;
+  if (!exchange_.divides_experts() || n_ranks == 1) {
+    for (std::int64_t i = 0; i < n_own; i += rows) bounds.push_back(i);
+    bounds.push_back(n_own);
+    return bounds;
+  }
+  if (n < n_ranks) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("train.expert_parallel: a batch of {} sequences for {} processes; "
+                            "wanted at least one each. Raise batch.tokens or start fewer",
+                            n, n_ranks));
+  }
+  const std::int64_t most = (n + n_ranks - 1) / n_ranks, fewest = n / n_ranks;
+  const std::int64_t n_micro = std::min((most + rows - 1) / rows, fewest);
+  for (std::int64_t i = 0; i <= n_micro; ++i) bounds.push_back(n_own * i / n_micro);
+  return bounds;
+}
+
 Trainer::Prepared Trainer::fetch(const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
   Prepared out;
   out.before = loader_.state();
   const Batch batch =
       loader_.next({.sequence_length = plan.sequence_length, .batch_tokens = plan.batch_tokens});
-  const std::int64_t rows =
-      config_.micro_batch_tokens == 0
-          ? std::ssize(batch.samples)
-          : std::max<std::int64_t>(1, config_.micro_batch_tokens / plan.sequence_length);
-  const std::span<const Sample> samples(batch.samples);
-  for (std::int64_t i = 0; i < std::ssize(samples); i += rows) {
-    const auto n = static_cast<std::size_t>(std::min(rows, std::ssize(samples) - i));
-    MicroBatch micro = loader_.load(samples.subspan(static_cast<std::size_t>(i), n));
+  const std::span<const Sample> samples = batch.part({.index = ranks_.rank(), .n = ranks_.size()});
+  const std::vector<std::int64_t> bounds = micro_batch_bounds(batch, std::ssize(samples));
+  std::array<std::int64_t, 5> counts{};
+  auto& [n_targets, n_mtp_targets, n_sequences, n_index_rows, n_tokens] = counts;
+  for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
+    MicroBatch micro = loader_.load(samples.subspan(
+        static_cast<std::size_t>(bounds[i]), static_cast<std::size_t>(bounds[i + 1] - bounds[i])));
     const std::vector<TokenId> ahead = mtp_targets(micro);
-    out.n_targets += micro.n_targets;
-    out.n_mtp_targets +=
-        std::count_if(ahead.begin(), ahead.end(), [](TokenId t) { return t >= 0; });
-    out.n_sequences += std::ssize(micro.tokens.sequences);
-    out.n_index_rows += n_indexer_rows(config_.model, micro.tokens);
+    n_targets += micro.n_targets;
+    n_mtp_targets += std::count_if(ahead.begin(), ahead.end(), [](TokenId t) { return t >= 0; });
+    n_sequences += std::ssize(micro.tokens.sequences);
+    n_index_rows += n_indexer_rows(config_.model, micro.tokens);
+    n_tokens += micro.tokens.n_tokens();
     out.micro.push_back(std::move(micro));
+  }
+  std::vector<std::array<std::int64_t, 5>> all(static_cast<std::size_t>(ranks_.size()));
+  ranks_.all_gather(std::span<const std::array<std::int64_t, 5>>(&counts, 1), std::span(all));
+  for (const auto& [targets, mtp, sequences, index_rows, tokens] : all) {
+    out.n_targets += targets, out.n_mtp_targets += mtp;
+    out.n_sequences += sequences, out.n_index_rows += index_rows;
+    out.n_tokens.push_back(tokens);
   }
   out.n_inputs = batch.n_inputs;
   out.seconds = seconds_since(begin);
@@ -199,11 +271,19 @@ model::StepOptions Trainer::step_options(const StepPlan& plan, StepWatch* watch)
           .observer = watch};
 }
 
+bool Trainer::chooses_ahead(std::int64_t layer, const StepPlan& plan) const {
+  if (config_.model.layer(layer).hash_routed) return false;
+  return layer < config_.model.num_hidden_layers || plan.mtp_weight > 0;
+}
+
 // A forward pass with the weights of now, only for what the routers choose.
 void Trainer::choose_experts(Prepared& batch, const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
-  ExecContext ctx = context();
+  ExecContext ctx = context_with_ranks();
   StepWatch watch(config_.model, {.record_choices = true});
+  for (std::int64_t l = 0; l < std::ssize(config_.model.layers); ++l) {
+    batch.chosen_layers.push_back(chooses_ahead(l, plan));
+  }
   for (const MicroBatch& micro : batch.micro) {
     model::InBatchKv kv(config_.model, numerics(), allocator_);
     watch.begin(sequence_bounds(micro.tokens), nullptr);
@@ -242,7 +322,7 @@ Trainer::Accumulated Trainer::run(const Prepared& batch, const StepPlan& plan, S
                    static_cast<float>(std::max<std::int64_t>(1, batch.n_mtp_targets)),
       .main_loss = !warmup,
       .step = step_options(plan, &watch)};
-  ExecContext ctx = context();
+  ExecContext ctx = context_with_ranks();
   ctx.set_tape(tape_.get());
   for (std::size_t i = 0; i < batch.micro.size(); ++i) {
     const MicroBatch& micro = batch.micro[i];
@@ -324,11 +404,15 @@ StepRecord Trainer::step() {
                                   static_cast<float>(std::max<std::int64_t>(1, batch.n_sequences)),
        .indexer_scale = static_cast<float>(plan.indexer_loss_weight) /
                         static_cast<float>(std::max<std::int64_t>(1, batch.n_index_rows))});
-  const Accumulated done = run(batch, plan, watch);
+  Accumulated done = run(batch, plan, watch);
+  exchange_.sum(done.sums);
+  exchange_.sum(watch);
+  exchange_.sum_gradients();
 
   const ExecContext ctx = context();
   Optimizer& optimizer = warmup ? *indexer_optimizer_ : *optimizer_;
-  const GradientReport gradients = optimizer.measure(ctx);
+  GradientReport gradients = optimizer.measure(ctx);
+  exchange_.merge(gradients);
   const double norm = gradients.norm();
 
   StepRecord record;
@@ -367,11 +451,17 @@ StepRecord Trainer::step() {
     return record;
   }
 
-  const StepStats stats = optimizer.step(ctx, plan.lr, norm);
+  StepStats stats = optimizer.step(ctx, plan.lr, norm);
+  exchange_.sum(stats.muon);
+  if (!warmup) exchange_.share_values();
+  experts_are_old_ = exchange_.divides_experts() && ranks_.size() > 1;
   // While experts are chosen ahead, the load answers late: half the speed keeps the loop calm.
   const double speed = plan.bias_speed * (anticipatory_steps_ > 0 ? 0.5 : 1.0);
   if (!warmup && speed > 0) update_biases(watch, speed);
-  const WorkingWeights::Refreshed refreshed = working_->refresh(pool_);
+  WorkingWeights::Refreshed refreshed = working_->refresh(pool_, exchange_.foreign());
+  if (exchange_.divides_experts()) {  // only experts are stored in FP4
+    ranks_.all_reduce_sum(std::span(&refreshed.n_lifted, 1));
+  }
   progress_ = advance(progress_, plan, batch.n_inputs);
   record.anticipatory = anticipatory_steps_ > 0 ? "on" : drains ? "draining" : "off";
   if (anticipatory_steps_ > 0 && --anticipatory_steps_ == 0) {
@@ -436,7 +526,7 @@ std::size_t Trainer::state_bytes() const {
 }
 
 void Trainer::take_snapshot() {
-  TrainerState copy = state();
+  TrainerState copy = collect(Extent::own);
   for (NamedTensor& t : copy.tensors) t.tensor = copy_of(t.tensor);
   snapshots_.push_back({std::move(copy)});
   const auto old_enough = [&](const Snapshot& s) {
@@ -453,12 +543,13 @@ void Trainer::roll_back(const std::string& why) {
     snapshots_.pop_back();
   }
   const TrainerState& saved = snapshots_.back().state;
-  const TrainerState now = prepare_restore(saved);
+  const TrainerState now = prepare(saved, Extent::own);
   for (std::size_t i = 0; i < saved.tensors.size(); ++i) {
     std::memcpy(now.tensors[i].tensor.bytes(), saved.tensors[i].tensor.bytes(),
                 saved.tensors[i].tensor.nbytes());
   }
   resumed();
+  experts_are_old_ = exchange_.divides_experts() && ranks_.size() > 1;
   if (config_.anticipatory.enable) anticipatory_steps_ = config_.anticipatory.period;
   event(std::string(event::kRollback),
         fmt::format("step {}: {}; back to step {}{}", from, why, progress_.step,
@@ -468,7 +559,65 @@ void Trainer::roll_back(const std::string& why) {
                         : ""));
 }
 
+void Trainer::synchronise() {
+  if (!experts_are_old_) return;
+  exchange_.share_experts();
+  static_cast<void>(working_->refresh(pool_));
+  experts_are_old_ = false;
+}
+
 TrainerState Trainer::state() {
+  synchronise();
+  return collect(Extent::all);
+}
+
+// Momenta in file order, those of other ranks fetched from there.
+void Trainer::add_optimizer_state(Extent extent, std::vector<NamedTensor>& to) const {
+  std::vector<NamedTensor> here = optimizer_->state();
+  const auto is_momentum = [](const NamedTensor& t) { return t.name.starts_with("muon."); };
+  const auto rest = std::stable_partition(here.begin(), here.end(), is_momentum);
+  auto own = here.begin();
+  const std::span<const LogicalMatrix> matrices = store_->matrices();
+  std::vector<Tensor> momenta(matrices.size());
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    const LogicalMatrix& m = matrices[i];
+    std::string name = Muon::state_name(store_->at(m.parameter).info, m.rows);
+    if (own != rest && own->name == name) {
+      momenta[i] = own->tensor;
+      ++own;
+    } else if (extent != Extent::own && m.n_rows() > 0 && m.cols > 0) {
+      momenta[i] = Tensor::zeros({m.n_rows(), m.cols}, DType::f32);
+    }
+    if (momenta[i]) to.push_back({std::move(name), momenta[i]});
+  }
+  if (extent == Extent::all) exchange_.share_matrices([&](std::size_t i) { return momenta[i]; });
+  std::move(rest, here.end(), std::back_inserter(to));
+}
+
+// [tokens, topk]; ranks have their samples in order, so their tokens are the batch's, in order.
+Tensor Trainer::joined_choices(const Prepared& batch, std::size_t layer, Extent extent) const {
+  if (!batch.joined.empty()) return batch.joined[layer];
+  const std::int64_t topk = config_.model.num_experts_per_tok;
+  const Tensor own =
+      Tensor::empty({batch.n_tokens[static_cast<std::size_t>(ranks_.rank())], topk}, DType::i32);
+  std::byte* to = own.bytes();
+  for (const ExpertChoices& choices : batch.choices) {
+    std::memcpy(to, choices[layer].bytes(), choices[layer].nbytes());
+    to += choices[layer].nbytes();
+  }
+  if (extent == Extent::own || ranks_.size() == 1) return own;
+  std::vector<std::int64_t> n_bytes;
+  for (const std::int64_t n : batch.n_tokens) {
+    n_bytes.push_back(static_cast<std::int64_t>(nbytes({n, topk}, DType::i32)));
+  }
+  const Tensor all = Tensor::empty(
+      {std::accumulate(batch.n_tokens.begin(), batch.n_tokens.end(), std::int64_t{0}), topk},
+      DType::i32);
+  ranks_.all_gather({own.bytes(), own.nbytes()}, n_bytes, {all.bytes(), all.nbytes()});
+  return all;
+}
+
+TrainerState Trainer::collect(Extent extent) {
   TrainerState s{.progress = progress_,
                  .loader = ahead_.empty() ? loader_.state() : ahead_.front().before,
                  .spikes = spikes_.state(),
@@ -477,24 +626,27 @@ TrainerState Trainer::state() {
                  .in_warmup = indexer_optimizer_ != nullptr,
                  .tensors = {}};
   for (const Parameter& p : store_->parameters()) s.tensors.push_back({p.info.name, p.value});
-  for (NamedTensor& t : optimizer_->state()) s.tensors.push_back(std::move(t));
+  add_optimizer_state(extent, s.tensors);
   if (indexer_optimizer_) {
     for (NamedTensor& t : indexer_optimizer_->state()) {
       s.tensors.push_back({"warmup." + t.name, std::move(t.tensor)});
     }
   }
   for (std::size_t b = 0; b < ahead_.size(); ++b) {
-    for (std::size_t m = 0; m < ahead_[b].choices.size(); ++m) {
-      for (std::size_t l = 0; l < ahead_[b].choices[m].size(); ++l) {
-        const Tensor& experts = ahead_[b].choices[m][l];
-        if (experts) s.tensors.push_back({fmt::format("ahead.{}.{}.{}", b, m, l), experts});
-      }
+    for (std::size_t l = 0; l < ahead_[b].chosen_layers.size(); ++l) {
+      if (!ahead_[b].chosen_layers[l]) continue;
+      s.tensors.push_back({fmt::format("ahead.{}.{}", b, l), joined_choices(ahead_[b], l, extent)});
     }
   }
   return s;
 }
 
 TrainerState Trainer::prepare_restore(const TrainerState& numbers) {
+  experts_are_old_ = false;  // every value will be written
+  return prepare(numbers, Extent::all_empty);
+}
+
+TrainerState Trainer::prepare(const TrainerState& numbers, Extent extent) {
   progress_ = numbers.progress;
   spikes_.restore(numbers.spikes);
   anticipatory_steps_ = numbers.anticipatory_steps;
@@ -510,29 +662,49 @@ TrainerState Trainer::prepare_restore(const TrainerState& numbers) {
   const std::int64_t n_layers = std::ssize(config_.model.layers);
   for (std::int64_t i = 0; i < numbers.choices_ahead; ++i) {
     Prepared batch = fetch(plan);
-    for (const MicroBatch& micro : batch.micro) {
-      ExpertChoices choices(static_cast<std::size_t>(n_layers));
-      for (std::int64_t l = 0; l < n_layers; ++l) {
-        if (config_.model.layer(l).hash_routed) continue;
-        if (l >= config_.model.num_hidden_layers && plan.mtp_weight <= 0) continue;
-        choices[static_cast<std::size_t>(l)] =
-            Tensor::zeros({micro.tokens.n_tokens(), config_.model.num_experts_per_tok}, DType::i32);
-      }
-      batch.choices.push_back(std::move(choices));
+    const std::int64_t n_tokens =
+        extent == Extent::own
+            ? batch.n_tokens[static_cast<std::size_t>(ranks_.rank())]
+            : std::accumulate(batch.n_tokens.begin(), batch.n_tokens.end(), std::int64_t{0});
+    batch.joined.resize(static_cast<std::size_t>(n_layers));
+    for (std::int64_t l = 0; l < n_layers; ++l) {
+      batch.chosen_layers.push_back(chooses_ahead(l, plan));
+      if (!batch.chosen_layers.back()) continue;
+      batch.joined[static_cast<std::size_t>(l)] =
+          Tensor::zeros({n_tokens, config_.model.num_experts_per_tok}, DType::i32);
     }
     ahead_.push_back(std::move(batch));
   }
-  return state();
+  return collect(extent);
 }
 
 void Trainer::resumed() {
   started_ = false;
+  for (Prepared& batch : ahead_) {
+    if (batch.joined.empty()) continue;
+    const auto own = batch.n_tokens.begin() + ranks_.rank();
+    const std::int64_t before = std::accumulate(batch.n_tokens.begin(), own, std::int64_t{0});
+    std::int64_t row = 0;
+    for (const MicroBatch& micro : batch.micro) {
+      ExpertChoices choices(batch.joined.size());
+      for (std::size_t l = 0; l < choices.size(); ++l) {
+        const Tensor& all = batch.joined[l];
+        if (!all) continue;
+        const std::int64_t at = row + (all.dim(0) == *own ? 0 : before);
+        choices[l] = copy_of(all.slice(at, at + micro.tokens.n_tokens()));
+      }
+      row += micro.tokens.n_tokens();
+      batch.choices.push_back(std::move(choices));
+    }
+    batch.joined.clear();
+  }
   use_format(wanted_format());
   static_cast<void>(working_->refresh(pool_));
 }
 
 std::optional<EvalRecord> Trainer::evaluate() {
   if (!data_.has_split(kValidationSplit) || config_.eval_tokens == 0) return std::nullopt;
+  synchronise();
   const StepPlan plan = plan_step(config_.schedule, progress_);
   DataLoader loader(data_.split(kValidationSplit),
                     {.shuffle = false,
@@ -544,17 +716,20 @@ std::optional<EvalRecord> Trainer::evaluate() {
   const std::int64_t rows = std::max<std::int64_t>(
       1, (config_.micro_batch_tokens == 0 ? plan.batch_tokens : config_.micro_batch_tokens) /
              plan.sequence_length);
-  for (std::int64_t seen = 0; seen < config_.eval_tokens;) {
+  std::int64_t n_batches = 0;
+  for (std::int64_t seen = 0; seen < config_.eval_tokens; ++n_batches) {
     const Batch batch = loader.next(
         {.sequence_length = plan.sequence_length, .batch_tokens = rows * plan.sequence_length});
     if (batch.samples.empty()) break;
+    seen += batch.n_inputs;
+    if (n_batches % ranks_.size() != ranks_.rank()) continue;  // another rank's
     const MicroBatch micro = loader.load(batch.samples);
     model::InBatchKv kv(config_.model, numerics(), allocator_);
     sums += run_losses(
         ctx, *model_, micro, kv,
         {.mtp_scale = model_->n_mtp() > 0 ? 1.0f : 0.0f, .step = step_options(plan, nullptr)});
-    seen += batch.n_inputs;
   }
+  exchange_.sum(sums);
   EvalRecord record;
   record.step = n_steps();
   record.tokens = progress_.tokens;
@@ -565,6 +740,7 @@ std::optional<EvalRecord> Trainer::evaluate() {
 }
 
 std::vector<TokenId> Trainer::continue_greedily(std::vector<TokenId> prompt, std::int64_t n) {
+  synchronise();
   const StepPlan plan = plan_step(config_.schedule, progress_);
   const auto n_prompt = std::ssize(prompt);
   ExecContext ctx = context();

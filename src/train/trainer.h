@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "model/model.h"
+#include "parallel/self_comm.h"
 #include "train/data_loader.h"
 #include "train/loss.h"
 #include "train/optimizer.h"
+#include "train/rank_exchange.h"
 #include "train/run_config.h"
 #include "train/step_record.h"
 #include "train/step_watch.h"
@@ -20,13 +22,17 @@
 
 namespace hadal::train {
 
-// Trains one model on one process. Steps repeat to the bit: with the same config, data and state,
-// on any number of threads.  Source: DeepSeek-V4 §4.2; training.md §2.
+// Trains one model, on one process or, with a communicator, on several that each take a part of
+// every batch. Steps repeat to the bit: with the same config, data, state and number of processes,
+// on any number of threads. Another number changes the order of sums and nothing else. What is not
+// const is called by all ranks alike, and answers alike.
+// Source: DeepSeek-V4 §3.4.1, §4.2; training.md §1.6, §2.
 class Trainer {
  public:
   // Weights are initialised from the config's seed. Everything handed in must outlive this.
-  // Throws Error invalid_argument when config and data do not fit each other.
-  Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool);
+  // Throws Error invalid_argument when config and data do not fit each other or the other ranks'.
+  Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool,
+          parallel::Communicator& ranks = parallel::self());
   ~Trainer();
 
   [[nodiscard]] const Progress& progress() const { return progress_; }
@@ -47,12 +53,17 @@ class Trainer {
   // Continues a prompt greedily by up to n tokens.
   [[nodiscard]] std::vector<TokenId> continue_greedily(std::vector<TokenId> prompt, std::int64_t n);
 
+  // Whole on every rank, whatever their number; it is enough that one saves it, and any number
+  // goes on with it.
   [[nodiscard]] TrainerState state();
   // Makes room for the tensors of a state with these numbers, for its bytes to be written to, then
   // call resumed().
   [[nodiscard]] TrainerState prepare_restore(const TrainerState& numbers);
   void resumed();
 
+  // With divided experts, this rank's values of those that others run are as old as the last of
+  // synchronise(), state() and evaluate().
+  void synchronise();
   [[nodiscard]] const ParameterStore& parameters() const { return *store_; }
   [[nodiscard]] WorkingWeights& working_weights() { return *working_; }
   [[nodiscard]] const model::Model& model() const { return *model_; }
@@ -63,10 +74,24 @@ class Trainer {
   struct Prepared;     // a batch, cut into micro-batches, with its counts
   struct Snapshot;     // a state, copied
   struct Accumulated;  // over the micro-batches of a step
+  enum class Extent : std::uint8_t {
+    own,       // what this rank holds, for snapshots
+    all,       // what all ranks together hold
+    all_empty  // the same, not fetched: to be written to
+  };
 
+  void expect_same_on_all_ranks() const;
   [[nodiscard]] Prepared fetch(const StepPlan& plan);
+  [[nodiscard]] std::vector<std::int64_t> micro_batch_bounds(const Batch& batch,
+                                                             std::int64_t n_own) const;
   [[nodiscard]] Prepared next_batch(const StepPlan& plan);
   void choose_experts(Prepared& batch, const StepPlan& plan);
+  [[nodiscard]] bool chooses_ahead(std::int64_t layer, const StepPlan& plan) const;
+  [[nodiscard]] TrainerState collect(Extent extent);
+  void add_optimizer_state(Extent extent, std::vector<NamedTensor>& to) const;
+  [[nodiscard]] Tensor joined_choices(const Prepared& batch, std::size_t layer,
+                                      Extent extent) const;
+  [[nodiscard]] TrainerState prepare(const TrainerState& numbers, Extent extent);
   [[nodiscard]] Accumulated run(const Prepared& batch, const StepPlan& plan, StepWatch& watch);
   void expect_finite(const LossSums& sums, const GradientReport& gradients) const;
   void update_biases(const StepWatch& watch, double speed);
@@ -75,6 +100,7 @@ class Trainer {
   [[nodiscard]] std::size_t state_bytes() const;
   void enter_phase(const StepPlan& plan);
   [[nodiscard]] ExecContext context();
+  [[nodiscard]] ExecContext context_with_ranks();  // experts where they are
   void bind_gradients(AttentionPhase phase);
   void use_format(model::WeightFormat format);
   [[nodiscard]] model::WeightFormat wanted_format() const;
@@ -86,10 +112,13 @@ class Trainer {
   const RunConfig& config_;
   const DataSet& data_;
   ThreadPool& pool_;
+  parallel::Communicator& ranks_;
   Stream stream_;
   PoolAllocator allocator_;
   KernelRegistry registry_;
   std::unique_ptr<ParameterStore> store_;
+  mutable RankExchange exchange_;
+  bool experts_are_old_ = false;  // those of other ranks, here
   std::unique_ptr<WorkingWeights> working_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<Optimizer> optimizer_, indexer_optimizer_;

@@ -216,6 +216,7 @@ const std::vector<LibraryRule>& library_rules() {
       {"zstd.h",
        {"journal/", "dataset/"},
        "only the journal stores compressed bytes, and text to train on may come compressed"},
+      {"mpi.h", {"parallel/mpi/"}, "everything else knows a Communicator"},
       {"toml++/", {"cli/"}, "options are read in the program and handed in"},
   };
   return kRules;
