@@ -12,6 +12,7 @@
 #include "cli/subcommands.h"
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
+#include "parallel/communicator.h"
 
 namespace hadal::cli {
 
@@ -28,7 +29,8 @@ std::string version_text() {
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (kernels::cpu::has_isa(isa)) text += fmt::format(" {}", to_string(isa));
   }
-  return text + fmt::format("\nembedded model: {}", HADAL_DEFAULT_MODEL_DIR);
+  return text + fmt::format("\nmpi: {}\nembedded model: {}", parallel::describe_mpi(),
+                            HADAL_DEFAULT_MODEL_DIR);
 }
 
 // The first word that is no option, when no subcommand has that name.
