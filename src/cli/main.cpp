@@ -20,8 +20,9 @@ namespace {
 
 constexpr int kFailure = 1, kUsage = 2;
 
-const Subcommand* const kSubcommands[] = {&kChat,    &kServe,    &kGenerate,   &kLogits, &kTokenize,
-                                          &kInspect, &kQuantize, &kSynthesize, &kBench,  &kReplay};
+const Subcommand* const kSubcommands[] = {
+    &kChat,  &kServe,  &kGenerate, &kLogits,    &kTokenize, &kInspect, &kQuantize, &kSynthesize,
+    &kBench, &kReplay, &kData,     &kTokenizer, &kTrain,    &kReport,  &kExport};
 
 std::string version_text() {
   std::string text = fmt::format("hadal {}\nbackends: cpu\ninstruction sets:", HADAL_VERSION);
@@ -50,7 +51,10 @@ std::string unknown_subcommand(int argc, char** argv) {
 // What a usage error says: the sentence, and where to read more.
 int usage_error(const CLI::App& app, const CLI::ParseError& error) {
   std::string command = "hadal";
-  for (const CLI::App* sub : app.get_subcommands()) command += " " + sub->get_name();
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().front();
+    command += " " + at->get_name();
+  }
   fmt::print(stderr, "hadal: {}\nSee {} --help.\n", error.what(), command);
   return kUsage;
 }

@@ -61,6 +61,10 @@ void StepWatch::indexed(ExecContext& ctx, std::int64_t layer,
   seen.index_loss.n_recall_rows += loss.n_recall_rows;
 }
 
+ClampCounts* StepWatch::clamp_counts(std::int64_t layer) {
+  return &layers_[static_cast<std::size_t>(layer)].clamps;
+}
+
 ExpertChoices StepWatch::take_choices() {
   return std::exchange(choices_, {});
 }

@@ -37,6 +37,7 @@ class StepWatch final : public model::StepObserver {
   [[nodiscard]] bool wants_index_scores(std::int64_t layer) override;
   void indexed(ExecContext& ctx, std::int64_t layer,
                const ops::IndexedAttention& attention) override;
+  [[nodiscard]] ClampCounts* clamp_counts(std::int64_t layer) override;
 
   // Summed over the micro-batches since construction.
   struct Layer {
@@ -44,6 +45,7 @@ class StepWatch final : public model::StepObserver {
     double balance_loss = 0;         // over sequences
     std::int64_t n_sequences = 0;
     ops::IndexLoss index_loss;
+    ClampCounts clamps;
   };
   [[nodiscard]] const std::vector<Layer>& layers() const { return layers_; }
   [[nodiscard]] std::vector<Layer>& layers() { return layers_; }
