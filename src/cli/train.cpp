@@ -6,7 +6,7 @@
 #include "cli/run_config_file.h"
 #include "cli/subcommands.h"
 #include "cli/train_run.h"
-#include "core/units.h"
+#include "parallel/communicator.h"
 #include "train/data_manifest.h"
 #include "train/memory_plan.h"
 
@@ -53,9 +53,13 @@ int run(const Options& options) {
     print(train::to_string(plan));
     return 0;
   }
-  remark(train::to_string(plan));
-  return TrainRun(config, options.run, {.resume = options.resume, .weights = options.init}, pool)
-      .train(options.max_steps);
+  const std::unique_ptr<parallel::Communicator> ranks = parallel::communicator_from_environment();
+  if (ranks->rank() == 0) remark(train::to_string(plan));
+  return parallel::abort_on_error(*ranks, [&] {
+    return TrainRun(config, options.run, {.resume = options.resume, .weights = options.init}, pool,
+                    *ranks)
+        .train(options.max_steps);
+  });
 }
 
 Action add(CLI::App& app) {
@@ -88,6 +92,7 @@ const Subcommand kTrain{
     "  hadal train configs/nano.toml --data data -o runs/adamw --set muon.matrices_on_adamw=true\n"
     "  hadal train chat.toml --data chats -o runs/chat --init runs/nano --set "
     "train.compute='\"qat\"'\n"
+    "  mpirun -n 4 hadal train configs/micro.toml --data data -o runs/micro\n"
     "  hadal report runs/nano runs/adamw -o compare.html\n"
     "  hadal export runs/nano models/nano && hadal chat -m models/nano\n",
     add};

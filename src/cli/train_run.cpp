@@ -35,15 +35,19 @@ std::string count_text(const train::ParameterStore& store) {
 }  // namespace
 
 TrainRun::TrainRun(const train::RunConfig& config, const Path& directory, const Start& start,
-                   ThreadPool& pool)
+                   ThreadPool& pool, parallel::Communicator& ranks)
     : config_(config),
+      ranks_(ranks),
       directory_(directory),
       fs_(FileSystem::real()),
       data_(train::DataSet::open(config.data)),
       tokenizer_(io::Tokenizer::load(Path(config.data) / data_.manifest().tokenizer.file)),
-      trainer_(config, data_, pool) {
-  fs_.create_directories(directory_);
-  lock_ = fs_.lock(directory_ / "lock");
+      trainer_(config, data_, pool, ranks) {
+  if (is_first()) {
+    fs_.create_directories(directory_);
+    lock_ = fs_.lock(directory_ / "lock");
+  }
+  ranks_.barrier();
   const bool exists = fs_.exists(directory_ / "config.toml");
   if (exists && !start.resume) {
     throw Error(
@@ -56,21 +60,25 @@ TrainRun::TrainRun(const train::RunConfig& config, const Path& directory, const 
                 fmt::format("{} has no run to resume (no config.toml); start one without --resume",
                             directory_.string()));
   }
+  ranks_.barrier();  // everybody has looked before anybody writes
   if (start.resume)
     resume();
   else
     create(start.weights);
+  ranks_.barrier();
 }
 
 TrainRun::~TrainRun() = default;
 
 void TrainRun::create(const Path& weights) {
   if (!weights.empty()) {
-    const train::SavedCheckpoint from = train::find_checkpoint(fs_, weights, std::nullopt, remark);
+    const train::SavedCheckpoint from = train::find_checkpoint(
+        fs_, weights, std::nullopt, [&](const std::string& sentence) { say_apart(sentence); });
     from.read_weights(trainer_.parameters());
     trainer_.resumed();
-    remark(fmt::format("weights of {}, step {}", from.directory().string(), from.step()));
+    say_apart(fmt::format("weights of {}, step {}", from.directory().string(), from.step()));
   }
+  if (!is_first()) return;
   // The config last: a directory with one is a run.
   const auto copy = [&](const char* name) {
     const Path from = Path(config_.data) / name;
@@ -87,16 +95,19 @@ void TrainRun::create(const Path& weights) {
 
 void TrainRun::resume() {
   const Path checkpoints = directory_ / train::kCheckpointsName;
-  const auto saved = train::latest_checkpoint(fs_, checkpoints, remark);
+  const auto saved = train::latest_checkpoint(
+      fs_, checkpoints, [&](const std::string& sentence) { say_apart(sentence); });
   if (!saved) {
-    remark("the run has no checkpoint yet; it begins again");
+    say_apart("the run has no checkpoint yet; it begins again");
   } else {
     saved->expect_identity(train::run_identity(config_, data_.manifest()));
     saved->read(trainer_.prepare_restore(saved->state().trainer).tensors);
     trainer_.resumed();
     saved_step_ = trainer_.n_steps();
-    static_cast<void>(train::remove_checkpoints_after(fs_, checkpoints, saved_step_));
   }
+  ranks_.barrier();  // all have read
+  if (!is_first()) return;
+  if (saved) static_cast<void>(train::remove_checkpoints_after(fs_, checkpoints, saved_step_));
   log_.emplace(fs_, directory_,
                train::RunLogOptions{.resume_step = trainer_.n_steps(), .time = unix_time()});
   for (const std::string& sentence : log_->dropped().damaged) remark(sentence);
@@ -112,26 +123,27 @@ void TrainRun::resume() {
 
 void TrainRun::save() {
   if (saved_step_ == trainer_.n_steps()) return;
-  log_->sync();
   train::CheckpointState state;
   state.trainer = trainer_.state();
+  saved_step_ = trainer_.n_steps();
+  if (!is_first()) return;
+  log_->sync();
   state.identity = train::run_identity(config_, data_.manifest());
   state.model = config_.model;
   state.weight_format = trainer_.working_weights().format();
   const train::SaveReport report = train::save_checkpoint(
       fs_, directory_ / train::kCheckpointsName, state, {.keep = config_.keep_checkpoints});
-  for (const std::string& warning : report.warnings) remark(warning);
-  saved_step_ = trainer_.n_steps();
+  for (const std::string& warning : report.warnings) say(warning);
 }
 
-void TrainRun::evaluate(TrainProgress& progress) {
+void TrainRun::evaluate() {
   const auto record = trainer_.evaluate();
   if (!record) return;
-  log_->write(*record);
-  progress.say(fmt::format("step {}: validation loss {:.4f}", record->step, record->loss));
+  log(*record);
+  say(fmt::format("step {}: validation loss {:.4f}", record->step, record->loss));
 }
 
-void TrainRun::sample(TrainProgress& progress) {
+void TrainRun::sample() {
   for (const std::string& prompt : config_.sample_prompts) {
     std::vector<TokenId> ids;
     if (data_.manifest().begin_token >= 0) ids.push_back(data_.manifest().begin_token);
@@ -143,33 +155,57 @@ void TrainRun::sample(TrainProgress& progress) {
     record.time = unix_time();
     record.prompt = prompt;
     record.text = tokenizer_.decode(trainer_.continue_greedily(ids, config_.sample_tokens));
-    log_->write(record);
-    progress.say(fmt::format("step {}: {}", record.step, readable(prompt + record.text)));
+    log(record);
+    say(fmt::format("step {}: {}", record.step, readable(prompt + record.text)));
   }
 }
 
 void TrainRun::write_report() {
+  if (!is_first()) return;
+  log_->sync();
   const std::vector<train::RunHistory> runs{train::load_run(fs_, directory_)};
   static_cast<void>(
       train::write_atomically(fs_, directory_, "report.html", train::html_report(runs)));
 }
 
+void TrainRun::log(const train::RunRecord& record) {
+  if (log_) log_->write(record);
+}
+
+void TrainRun::say(const std::string& sentence) {
+  if (progress_) progress_->say(sentence);
+}
+
+void TrainRun::say_apart(const std::string& sentence) const {
+  if (is_first()) remark(sentence);
+}
+
+void TrainRun::on_event(const train::EventRecord& event) {
+  log(event);
+  say(event.sentence);
+  // What lies behind a rollback belongs to a path that was left.
+  if (event.what != train::event::kRollback) return;
+  saved_step_ = std::min(saved_step_, trainer_.n_steps());
+  if (!is_first()) return;
+  static_cast<void>(train::remove_checkpoints_after(fs_, directory_ / train::kCheckpointsName,
+                                                    trainer_.n_steps()));
+}
+
+// Ctrl-C may reach some processes a step before the others.
+bool TrainRun::interrupted_anywhere() const {
+  std::int64_t flag = InterruptGuard::flag().load() ? 1 : 0;
+  ranks_.all_reduce_sum(std::span(&flag, 1));
+  return flag > 0;
+}
+
 int TrainRun::train(std::int64_t max_steps) {
   const InterruptGuard guard;
-  TrainProgress progress(config_.schedule.total_tokens);
-  progress.say(
-      fmt::format("{}: {} parameters, {} training tokens a pass over the data", directory_.string(),
-                  count_text(trainer_.parameters()),
-                  format_count(static_cast<double>(data_.split(train::kTrainSplit).n_tokens()))));
-  trainer_.on_event = [&](const train::EventRecord& event) {
-    log_->write(event);
-    progress.say(event.sentence);
-    // What lies behind a rollback belongs to a path that was left.
-    if (event.what != train::event::kRollback) return;
-    static_cast<void>(train::remove_checkpoints_after(fs_, directory_ / train::kCheckpointsName,
-                                                      trainer_.n_steps()));
-    saved_step_ = std::min(saved_step_, trainer_.n_steps());
-  };
+  if (is_first()) progress_ = std::make_unique<TrainProgress>(config_.schedule.total_tokens);
+  say(fmt::format("{}: {} parameters, {} training tokens a pass over the data{}",
+                  directory_.string(), count_text(trainer_.parameters()),
+                  format_count(static_cast<double>(data_.split(train::kTrainSplit).n_tokens())),
+                  ranks_.size() > 1 ? fmt::format(", {} processes", ranks_.size()) : ""));
+  trainer_.on_event = [&](const train::EventRecord& event) { on_event(event); };
   const auto is_due = [&](std::int64_t every) {
     return every > 0 && trainer_.n_steps() % every == 0;
   };
@@ -179,26 +215,29 @@ int TrainRun::train(std::int64_t max_steps) {
     train::StepRecord record = trainer_.step();
     ++n;
     if (is_due(config_.hash_every)) record.checkpoint_hash = train::state_hash(trainer_.state());
-    log_->write(record);
-    progress.add(record);
-    if (is_due(config_.eval_every)) evaluate(progress);
-    if (is_due(config_.sample_every)) sample(progress);
+    log(record);
+    if (progress_) progress_->add(record);
+    if (is_due(config_.eval_every)) evaluate();
+    if (is_due(config_.sample_every)) sample();
     if (is_due(config_.checkpoint_every)) save();
-    interrupted = InterruptGuard::flag().load();
+    interrupted = interrupted_anywhere();
   }
-  if (trainer_.is_finished()) evaluate(progress);
+  if (trainer_.is_finished()) evaluate();
   save();
-  progress.finish();
+  if (progress_) progress_->finish();
   write_report();
+  progress_.reset();
   if (interrupted) {
-    remark(fmt::format("stopped after step {}; go on with: hadal train --resume -o {}",
-                       trainer_.n_steps(), directory_.string()));
+    say_apart(fmt::format("stopped after step {}; go on with: hadal train --resume -o {}",
+                          trainer_.n_steps(), directory_.string()));
     return kInterruptedStatus;
   }
-  print(fmt::format("{}: step {}, {} tokens; curves in {}\n", directory_.string(),
-                    trainer_.n_steps(),
-                    format_count(static_cast<double>(trainer_.progress().tokens)),
-                    (directory_ / "report.html").string()));
+  if (is_first()) {
+    print(fmt::format("{}: step {}, {} tokens; curves in {}\n", directory_.string(),
+                      trainer_.n_steps(),
+                      format_count(static_cast<double>(trainer_.progress().tokens)),
+                      (directory_ / "report.html").string()));
+  }
   return 0;
 }
 

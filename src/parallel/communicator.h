@@ -78,6 +78,7 @@ decltype(auto) abort_on_error(Communicator& ranks, Fn&& fn) {
     return fn();
   } catch (const std::exception& e) {
     ranks.abort(e.what());
+    throw;  // abort does not return, which not every compiler believes of a virtual function
   }
 }
 

@@ -507,6 +507,14 @@ void Trainer::describe_layers(const StepWatch& watch, StepRecord& record) const 
     } else {
       record.bias_spread.push_back(std::nan(""));
     }
+    const auto share = [&](std::int64_t n) {
+      return layer.clamps.n_values == 0
+                 ? std::nan("")
+                 : static_cast<double>(n) / static_cast<double>(layer.clamps.n_values);
+    };
+    record.gate_clamped.push_back(share(layer.clamps.gate_above));
+    record.up_clamped_high.push_back(share(layer.clamps.up_above));
+    record.up_clamped_low.push_back(share(layer.clamps.up_below));
   }
   if (n_sequences > 0) record.balance_loss = balance / static_cast<double>(n_sequences);
   if (n_rows > 0) record.index_loss = loss / static_cast<double>(n_rows);
