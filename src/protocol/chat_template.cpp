@@ -182,6 +182,7 @@ class Renderer {
         out_.untrusted(turn.source->content);
         break;
       case Role::assistant:
+        if (listener_ != nullptr) listener_->answer_text_begins(index_of(turn.source), out_);
         assistant(i);
         break;
       case Role::tool:

@@ -34,6 +34,8 @@ struct RenderOptions {
 class RenderListener {
  public:
   virtual ~RenderListener() = default;
+  // messages[index], an assistant's, begins: behind its header, where it has one.
+  virtual void answer_text_begins(std::size_t /*index*/, const SegmentWriter& /*text*/) {}
   // messages[index] is complete (of a user turn: what this message adds to it).
   virtual void message_rendered(std::size_t index, const SegmentWriter& text) = 0;
   // The think tag of an answer's header comes next.
