@@ -54,11 +54,11 @@ int run(const Options& options) {
     return 0;
   }
   const std::unique_ptr<parallel::Communicator> ranks = parallel::communicator_from_environment();
-  if (ranks->rank() == 0) remark(train::to_string(plan));
   return parallel::abort_on_error(*ranks, [&] {
-    return TrainRun(config, options.run, {.resume = options.resume, .weights = options.init}, pool,
-                    *ranks)
-        .train(options.max_steps);
+    TrainRun run(config, options.run, {.resume = options.resume, .weights = options.init}, pool,
+                 *ranks);
+    if (ranks->rank() == 0) remark(train::to_string(plan));
+    return run.train(options.max_steps);
   });
 }
 
