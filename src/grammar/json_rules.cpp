@@ -1,8 +1,8 @@
 #include "grammar/json_rules.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include "io/json_escape.h"
 
 namespace hadal::grammar {
 namespace {
@@ -232,36 +232,7 @@ void set_object(GrammarBuilder& builder, RuleId id, ObjectForm form, std::string
 
 std::string json_escaped(std::string_view text) {
   std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '"':
-      case '\\':
-        out += '\\';
-        out += c;
-        break;
-      case '\b':
-        out += "\\b";
-        break;
-      case '\f':
-        out += "\\f";
-        break;
-      case '\n':
-        out += "\\n";
-        break;
-      case '\r':
-        out += "\\r";
-        break;
-      case '\t':
-        out += "\\t";
-        break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20) {
-          out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-        } else {
-          out += c;
-        }
-    }
-  }
+  io::append_json_escaped(out, text);
   return out;
 }
 

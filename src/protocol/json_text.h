@@ -10,6 +10,8 @@
 #include <variant>
 #include <vector>
 
+#include "io/json_escape.h"
+
 namespace hadal::protocol {
 
 // JSON as the model was trained to see it: members in the order they were written, integers with
@@ -69,9 +71,7 @@ inline Json::Json(Value v) : value(std::move(v)) {}
 // Whether `text` is one JSON document, at any depth. Does not build it.
 [[nodiscard]] bool is_json(std::string_view text);
 
-// Appends `text`, which is UTF-8, as the inside of a JSON string: quotes, backslashes and controls
-// below U+0020 escaped, all else as it is. Any cut between characters gives the same bytes.
-void append_json_escaped(std::string& out, std::string_view text);
+using io::append_json_escaped;
 // `text` with its quotes.
 [[nodiscard]] std::string json_string(std::string_view text);
 
