@@ -3,33 +3,10 @@
 
 #include "core/error.h"
 #include "protocol/api_dispatch.h"
-#include "protocol/openai_parts.h"
+#include "protocol/openai_writer.h"
 
 namespace hadal::protocol {
 namespace {
-
-void write_token(JsonWriter& out, std::string_view bytes, double logprob) {
-  out.member("token", token_text(bytes)).key("logprob");
-  write_logprob(out, logprob);
-  out.key("bytes").begin_array();
-  for (const char byte : bytes) out.integer(static_cast<unsigned char>(byte));
-  out.end_array();
-}
-
-// One entry of a list of logprobs.
-std::string logprob_entry(const TokenLogprobText& token) {
-  JsonWriter out;
-  out.begin_object();
-  write_token(out, token.bytes, token.logprob);
-  out.key("top_logprobs").begin_array();
-  for (const TokenLogprobText::Top& top : token.top) {
-    out.begin_object();
-    write_token(out, top.bytes, top.logprob);
-    out.end_object();
-  }
-  out.end_array().end_object();
-  return out.take();
-}
 
 // The logprobs of a choice that are not written yet, as the inside of two JSON arrays.
 struct LogprobLists {
@@ -52,8 +29,6 @@ struct Choice {
   std::vector<Call> calls;         // arguments as well
   bool has_complete_call = false;
   LogprobLists logprobs;
-  AnswerEnd end = AnswerEnd::stop;
-  std::string matched_stop;
 };
 
 // What one chunk says: some reasoning, some content, or fragments of calls; never two of them.
@@ -68,24 +43,25 @@ struct Delta {
   std::vector<Fragment> fragments;
 };
 
-class ChatWriter final : public ResponseWriter {
+class ChatWriter final : public OpenAiWriter {
  public:
-  ChatWriter(const ApiRequest& request, ResponseIdentity identity)
-      : identity_(std::move(identity)),
-        stream_(request.stream),
-        include_usage_(request.include_usage),
+  ChatWriter(const ApiRequest& request, const ResponseIdentity& identity)
+      : OpenAiWriter(
+            request,
+            response_head("chatcmpl-", request.stream ? "chat.completion.chunk" : "chat.completion",
+                          identity),
+            static_cast<std::size_t>(request.n)),
+        identity_(identity),
         logprobs_(request.logprobs),
         alias_(request.reasoning_alias),
         thinks_(request.thinking_mode == ThinkingMode::thinking),
-        head_(response_head("chatcmpl-", stream_ ? "chat.completion.chunk" : "chat.completion",
-                            identity_)),
-        choices_(static_cast<std::size_t>(request.n)) {}
+        choices_(n_choices()) {}
 
   std::vector<SseEvent> begin(const Usage& /*usage*/) override {
     std::vector<SseEvent> out;
-    if (!stream_) return out;
+    if (!streams()) return out;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
-      out.push_back(chunk(i, R"({"role":"assistant","content":""})", nullptr));
+      out.push_back(chunk(i, R"({"role":"assistant","content":""})", false));
     }
     return out;
   }
@@ -93,7 +69,7 @@ class ChatWriter final : public ResponseWriter {
   std::vector<SseEvent> events(std::int32_t index, const std::vector<DsmlEvent>& events,
                                const TokenLogprobText* logprob, bool in_reasoning) override {
     std::vector<SseEvent> out;
-    if (error_) return out;
+    if (failed()) return out;
     const auto at = static_cast<std::size_t>(index);
     Choice& choice = choices_.at(at);
     if (logprobs_ && logprob != nullptr) choice.logprobs.add(*logprob, in_reasoning);
@@ -103,47 +79,15 @@ class ChatWriter final : public ResponseWriter {
     return out;
   }
 
-  std::vector<SseEvent> finish(std::int32_t index, AnswerEnd end, const std::string& detail,
-                               const Usage& /*usage*/) override {
-    std::vector<SseEvent> out;
-    if (error_) return out;
-    const auto at = static_cast<std::size_t>(index);
-    Choice& choice = choices_.at(at);
-    choice.end = end;
-    if (end == AnswerEnd::stop_string) choice.matched_stop = detail;
-    if (end == AnswerEnd::error) error_ = failed_answer(detail);
-    if (!stream_) return out;
-    out.push_back(error_ ? stream_error(Api::chat_completions, *error_, {})
-                         : chunk(at, "{}", &choice));
-    return out;
-  }
+ protected:
+  SseEvent last_chunk(std::size_t at) override { return chunk(at, "{}", true); }
 
-  std::vector<SseEvent> end(const Usage& usage) override {
-    usage_ = usage;
-    std::vector<SseEvent> out;
-    if (!stream_ || error_) return out;
-    if (include_usage_) {
-      JsonWriter json;
-      write_usage(json, usage);
-      out.push_back({"", head_ + "],\"usage\":" + json.take() + "}"});
-    }
-    out.push_back({"", "[DONE]"});
-    return out;
-  }
-
-  [[nodiscard]] std::string body() const override {
-    if (error_) return error_body(Api::chat_completions, *error_, {});
-    JsonWriter choices;
-    for (std::size_t i = 0; i < choices_.size(); ++i) {
-      choices.begin_object().member("index", static_cast<std::int64_t>(i)).key("message");
-      write_message(choices, i);
-      choices.key("logprobs").raw(logprobs_json(choices_[i].logprobs, true));
-      write_finish(choices, &choices_[i]);
-      choices.end_object();
-    }
-    JsonWriter usage;
-    write_usage(usage, usage_);
-    return head_ + choices.take() + "],\"usage\":" + usage.take() + "}";
+  void write_whole(JsonWriter& out, std::size_t at) const override {
+    out.begin_object().member("index", static_cast<std::int64_t>(at)).key("message");
+    write_message(out, at);
+    out.key("logprobs").raw(logprobs_json(choices_[at].logprobs, true));
+    write_finish(out, at, true, choices_[at].has_complete_call);
+    out.end_object();
   }
 
  private:
@@ -164,7 +108,7 @@ class ChatWriter final : public ResponseWriter {
       turn_to(at, Delta::Kind::calls, delta, out);
       delta.fragments.push_back({begin->index, &begin->name, {}});
     } else if (const auto* argument = std::get_if<ArgumentDelta>(&event)) {
-      if (!stream_) choice.calls.at(argument->index).arguments += argument->text;
+      if (!streams()) choice.calls.at(argument->index).arguments += argument->text;
       turn_to(at, Delta::Kind::calls, delta, out);
       if (delta.fragments.empty() || delta.fragments.back().index != argument->index) {
         delta.fragments.push_back({argument->index, nullptr, {}});
@@ -191,8 +135,8 @@ class ChatWriter final : public ResponseWriter {
 
   void flush(std::size_t at, Delta& delta, std::vector<SseEvent>& out) {
     if (delta.kind == Delta::Kind::none) return;
-    if (stream_) {
-      out.push_back(chunk(at, delta_json(at, delta), nullptr));
+    if (streams()) {
+      out.push_back(chunk(at, delta_json(at, delta), false));
     } else if (delta.kind == Delta::Kind::reasoning) {
       choices_[at].reasoning += delta.text;
     } else if (delta.kind == Delta::Kind::content) {
@@ -226,25 +170,13 @@ class ChatWriter final : public ResponseWriter {
     return out.take();
   }
 
-  // With whatever logprobs have come together since the last one. `finished` is the choice whose
-  // last chunk this is.
-  SseEvent chunk(std::size_t at, std::string_view delta, const Choice* finished) {
+  // With whatever logprobs have come together since the last one.
+  SseEvent chunk(std::size_t at, std::string_view delta, bool is_last) {
     JsonWriter out;
     out.begin_object().member("index", static_cast<std::int64_t>(at)).key("delta").raw(delta);
     out.key("logprobs").raw(logprobs_json(std::exchange(choices_[at].logprobs, {}), false));
-    write_finish(out, finished);
-    out.end_object();
-    return {"", head_ + out.take() + (include_usage_ ? R"(],"usage":null})" : "]}")};
-  }
-
-  static void write_finish(JsonWriter& out, const Choice* finished) {
-    out.key("finish_reason");
-    if (finished == nullptr) {
-      out.null();
-      return;
-    }
-    out.text(openai_finish_reason(finished->end, finished->has_complete_call));
-    if (finished->end == AnswerEnd::stop_string) out.member("matched_stop", finished->matched_stop);
+    write_finish(out, at, is_last, choices_[at].has_complete_call);
+    return chunk_of(out.end_object().take());
   }
 
   // `whole`: of the answer, not of a chunk, which may have none.
@@ -291,11 +223,8 @@ class ChatWriter final : public ResponseWriter {
   }
 
   ResponseIdentity identity_;
-  bool stream_, include_usage_, logprobs_, alias_, thinks_;
-  std::string head_;
+  bool logprobs_, alias_, thinks_;
   std::vector<Choice> choices_;
-  Usage usage_;
-  std::optional<ApiError> error_;
 };
 
 }  // namespace

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "protocol/api_dispatch.h"
-#include "protocol/openai_parts.h"
+#include "protocol/openai_writer.h"
 
 namespace hadal::protocol {
 namespace {
@@ -30,25 +30,22 @@ struct Choice {
   std::string text;  // kept only where there is no stream
   LogprobArrays logprobs;
   std::int64_t offset = 0;  // where the next token's text begins, in characters
-  AnswerEnd end = AnswerEnd::stop;
-  std::string matched_stop;
 };
 
-class CompletionsWriter final : public ResponseWriter {
+class CompletionsWriter final : public OpenAiWriter {
  public:
   CompletionsWriter(const ApiRequest& request, const ResponseIdentity& identity)
-      : stream_(request.stream),
-        include_usage_(request.include_usage),
+      : OpenAiWriter(request, response_head("cmpl-", "text_completion", identity),
+                     request.prompts.size() * static_cast<std::size_t>(request.n)),
         logprobs_(request.logprobs),
         n_top_(static_cast<std::size_t>(request.top_logprobs)),
-        head_(response_head("cmpl-", "text_completion", identity)),
-        choices_(request.prompts.size() * static_cast<std::size_t>(request.n)) {}
+        choices_(n_choices()) {}
 
   std::vector<SseEvent> begin(const Usage& /*usage*/) override { return {}; }
 
   std::vector<SseEvent> events(std::int32_t index, const std::vector<DsmlEvent>& events,
                                const TokenLogprobText* logprob, bool /*in_reasoning*/) override {
-    if (error_) return {};
+    if (failed()) return {};
     const auto at = static_cast<std::size_t>(index);
     Choice& choice = choices_.at(at);
     std::string text;
@@ -61,50 +58,20 @@ class CompletionsWriter final : public ResponseWriter {
       if (logprobs_) add_logprob(choice, *logprob);
       choice.offset += count_characters(logprob->bytes);
     }
-    if (!stream_) {
+    if (!streams()) {
       choice.text += text;
       return {};
     }
     if (text.empty()) return {};
-    return {chunk(at, text, nullptr)};
+    return {chunk(at, text, false)};
   }
 
-  std::vector<SseEvent> finish(std::int32_t index, AnswerEnd end, const std::string& detail,
-                               const Usage& /*usage*/) override {
-    if (error_) return {};
-    const auto at = static_cast<std::size_t>(index);
-    Choice& choice = choices_.at(at);
-    choice.end = end;
-    if (end == AnswerEnd::stop_string) choice.matched_stop = detail;
-    if (end == AnswerEnd::error) error_ = failed_answer(detail);
-    if (!stream_) return {};
-    if (error_) return {stream_error(Api::completions, *error_, {})};
-    return {chunk(at, "", &choice)};
-  }
+ protected:
+  SseEvent last_chunk(std::size_t at) override { return chunk(at, "", true); }
 
-  std::vector<SseEvent> end(const Usage& usage) override {
-    usage_ = usage;
-    std::vector<SseEvent> out;
-    if (!stream_ || error_) return out;
-    if (include_usage_) {
-      JsonWriter json;
-      write_usage(json, usage);
-      out.push_back({"", head_ + "],\"usage\":" + json.take() + "}"});
-    }
-    out.push_back({"", "[DONE]"});
-    return out;
-  }
-
-  [[nodiscard]] std::string body() const override {
-    if (error_) return error_body(Api::completions, *error_, {});
-    JsonWriter choices;
-    for (std::size_t i = 0; i < choices_.size(); ++i) {
-      const Choice& choice = choices_[i];
-      write_choice(choices, i, choice.text, choice.logprobs, true, &choice);
-    }
-    JsonWriter usage;
-    write_usage(usage, usage_);
-    return head_ + choices.take() + "],\"usage\":" + usage.take() + "}";
+  void write_whole(JsonWriter& out, std::size_t at) const override {
+    write_choice(out, at, choices_[at].text, choices_[at].logprobs,
+                 {.whole = true, .finished = true});
   }
 
  private:
@@ -136,18 +103,21 @@ class CompletionsWriter final : public ResponseWriter {
     return out.end_object().take();
   }
 
-  SseEvent chunk(std::size_t at, std::string_view text, const Choice* finished) {
+  SseEvent chunk(std::size_t at, std::string_view text, bool is_last) {
     JsonWriter out;
-    write_choice(out, at, text, std::exchange(choices_[at].logprobs, {}), false, finished);
-    return {"", head_ + out.take() + (include_usage_ ? R"(],"usage":null})" : "]}")};
+    write_choice(out, at, text, std::exchange(choices_[at].logprobs, {}), {.finished = is_last});
+    return chunk_of(out.take());
   }
 
-  // `whole`: of the answer, not of a chunk, which may have no logprobs.
+  struct Extent {
+    bool whole = false;  // of the answer, not of a chunk, which may have no logprobs
+    bool finished = false;
+  };
   void write_choice(JsonWriter& out, std::size_t at, std::string_view text,
-                    const LogprobArrays& arrays, bool whole, const Choice* finished) const {
+                    const LogprobArrays& arrays, Extent extent) const {
     out.begin_object().member("text", text).member("index", static_cast<std::int64_t>(at));
     out.key("logprobs");
-    if (!logprobs_ || (!whole && arrays.empty())) {
+    if (!logprobs_ || (!extent.whole && arrays.empty())) {
       out.null();
     } else {
       out.begin_object().key("tokens").raw("[" + arrays.tokens + "]");
@@ -155,24 +125,13 @@ class CompletionsWriter final : public ResponseWriter {
       out.key("top_logprobs").raw(n_top_ == 0 ? "null" : "[" + arrays.tops + "]");
       out.key("text_offset").raw("[" + arrays.offsets + "]").end_object();
     }
-    out.key("finish_reason");
-    if (finished == nullptr) {
-      out.null();
-    } else {
-      out.text(openai_finish_reason(finished->end, false));
-      if (finished->end == AnswerEnd::stop_string) {
-        out.member("matched_stop", finished->matched_stop);
-      }
-    }
+    write_finish(out, at, extent.finished, false);
     out.end_object();
   }
 
-  bool stream_, include_usage_, logprobs_;
+  bool logprobs_;
   std::size_t n_top_;
-  std::string head_;
   std::vector<Choice> choices_;
-  Usage usage_;
-  std::optional<ApiError> error_;
 };
 
 }  // namespace

@@ -54,6 +54,32 @@ void write_logprob(JsonWriter& out, double logprob) {
   }
 }
 
+namespace {
+
+void write_token(JsonWriter& out, std::string_view bytes, double logprob) {
+  out.member("token", token_text(bytes)).key("logprob");
+  write_logprob(out, logprob);
+  out.key("bytes").begin_array();
+  for (const char byte : bytes) out.integer(static_cast<unsigned char>(byte));
+  out.end_array();
+}
+
+}  // namespace
+
+std::string logprob_entry(const TokenLogprobText& token) {
+  JsonWriter out;
+  out.begin_object();
+  write_token(out, token.bytes, token.logprob);
+  out.key("top_logprobs").begin_array();
+  for (const TokenLogprobText::Top& top : token.top) {
+    out.begin_object();
+    write_token(out, top.bytes, top.logprob);
+    out.end_object();
+  }
+  out.end_array().end_object();
+  return out.take();
+}
+
 const char* openai_finish_reason(AnswerEnd end, bool has_complete_call) {
   if (end == AnswerEnd::length) return "length";
   if (end == AnswerEnd::error) return "insufficient_system_resource";

@@ -1,4 +1,4 @@
-// What the answers of chat completions and of text completions have in common.
+// What the answers of OpenAI's APIs have in common.
 #pragma once
 
 #include <optional>
@@ -20,6 +20,8 @@ void write_usage(JsonWriter& out, const Usage& usage);
 [[nodiscard]] std::string token_text(std::string_view bytes);
 // A logprob as JSON has it: -9999 for minus infinity, as OpenAI writes it; null for none.
 void write_logprob(JsonWriter& out, double logprob);
+// One entry of a list of logprobs, as chat completions and responses have it.
+[[nodiscard]] std::string logprob_entry(const TokenLogprobText& token);
 
 // stop, length, tool_calls. Source: serving notes §4.3.
 [[nodiscard]] const char* openai_finish_reason(AnswerEnd end, bool has_complete_call);

@@ -47,13 +47,6 @@ void write_call(JsonWriter& out, const ResponsesItem& item, bool is_empty) {
   }
 }
 
-void write_token(JsonWriter& out, std::string_view bytes, double logprob) {
-  out.member("token", token_text(bytes)).key("bytes").begin_array();
-  for (const char byte : bytes) out.integer(static_cast<unsigned char>(byte));
-  out.end_array().key("logprob");
-  write_logprob(out, logprob);
-}
-
 void write_responses_usage(JsonWriter& out, const Usage& usage) {
   out.begin_object().member("input_tokens", usage.prompt_tokens);
   out.key("input_tokens_details").begin_object();
@@ -143,20 +136,6 @@ void write_response(JsonWriter& out, const ResponseIdentity& identity, const Jso
     out.null();
   }
   out.end_object();
-}
-
-std::string responses_logprob(const TokenLogprobText& token) {
-  JsonWriter out;
-  out.begin_object();
-  write_token(out, token.bytes, token.logprob);
-  out.key("top_logprobs").begin_array();
-  for (const TokenLogprobText::Top& top : token.top) {
-    out.begin_object();
-    write_token(out, top.bytes, top.logprob);
-    out.end_object();
-  }
-  out.end_array().end_object();
-  return out.take();
 }
 
 }  // namespace hadal::protocol

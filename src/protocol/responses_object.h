@@ -42,7 +42,4 @@ void write_response(JsonWriter& out, const ResponseIdentity& identity, const Jso
                     bool background, const std::vector<ResponsesItem>& items,
                     const ResponsesOutcome& outcome, const std::string& pointer);
 
-// One entry of a list of logprobs.
-[[nodiscard]] std::string responses_logprob(const TokenLogprobText& token);
-
 }  // namespace hadal::protocol

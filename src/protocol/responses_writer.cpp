@@ -40,7 +40,7 @@ class ResponsesWriter final : public ResponseWriter {
     if (outcome_.error) return {};
     if (logprobs_ && logprob != nullptr && !in_reasoning) {
       if (!pending_logprobs_.empty()) pending_logprobs_ += ',';
-      pending_logprobs_ += responses_logprob(*logprob);
+      pending_logprobs_ += logprob_entry(*logprob);
     }
     for (const DsmlEvent& event : events) read(event);
     send_pending();
