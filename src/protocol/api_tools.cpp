@@ -38,8 +38,9 @@ bool declares(const ApiRequest& request, std::string_view name) {
                              [&](const Json& function) { return name_of(function) == name; });
 }
 
-// {"type": "function", "function": {"name": ...}}, or with the name beside the type.
-std::string chosen_name(const Json& value, const std::string& path) {
+}  // namespace
+
+std::string chosen_function(const Json& value, const std::string& path) {
   Fields choice(value, path);
   const std::string& type = choice.required_text("type");
   if (type != "function") {
@@ -50,8 +51,6 @@ std::string chosen_name(const Json& value, const std::string& path) {
   }
   return choice.required_text("name");
 }
-
-}  // namespace
 
 void add_tool(ApiRequest& request, const Json& function, const std::string& path) {
   if (request.tools.size() == kMaxTools) {
@@ -107,7 +106,8 @@ void set_tool_choice(ApiRequest& request, ToolMode mode, std::vector<std::string
   request.tool_policy.allowed = std::move(names);
 }
 
-void read_tool_choice(ApiRequest& request, const Json* choice, const std::string& path) {
+void read_tool_choice(ApiRequest& request, const Json* choice, const std::string& path,
+                      std::string (*chosen_name)(const Json&, const std::string&)) {
   if (choice == nullptr) return set_tool_choice(request, ToolMode::automatic, {}, path);
   if (const auto* word = choice->as<std::string>()) {
     for (const NamedValue<ToolMode>& entry : kChoices) {

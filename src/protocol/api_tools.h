@@ -23,10 +23,15 @@ void add_function_tools(ApiRequest& request, const Json& tools, const std::strin
 // tools of the request are taken away.
 void set_tool_choice(ApiRequest& request, ToolMode mode, std::vector<std::string> names,
                      const std::string& path);
-// OpenAI's tool_choice, as chat completions and as responses spell it: a word, {"type":
-// "function", ...} or {"type": "allowed_tools", ...}; null `choice` is the default. Call it when
-// all tools are added.
-void read_tool_choice(ApiRequest& request, const Json* choice, const std::string& path);
+// The name, as the model sees it, in an object that names a tool: {"type": "function", "function":
+// {"name": ...}}, or with the name beside the type.
+[[nodiscard]] std::string chosen_function(const Json& choice, const std::string& path);
+// OpenAI's tool_choice, as chat completions and as responses spell it: a word, an object that
+// `chosen_name` understands, or {"type": "allowed_tools", ...}; null `choice` is the default. Call
+// it when all tools are added.
+void read_tool_choice(ApiRequest& request, const Json* choice, const std::string& path,
+                      std::string (*chosen_name)(const Json&,
+                                                 const std::string&) = chosen_function);
 
 // An object with name, schema and strict, as response_format and text.format have it.
 [[nodiscard]] AnswerFormat read_json_schema(Fields& fields);

@@ -9,13 +9,6 @@
 namespace hadal::protocol {
 namespace {
 
-constexpr NamedValue<ToolMode> kModes[] = {{.name = "none", .value = ToolMode::none},
-                                           {.name = "auto", .value = ToolMode::automatic},
-                                           {.name = "required", .value = ToolMode::required}};
-constexpr NamedValue<ToolMode> kAllowedModes[] = {
-    {.name = "auto", .value = ToolMode::automatic},
-    {.name = "required", .value = ToolMode::required}};
-
 const std::string& text_member(const Json& object, std::string_view key) {
   static const std::string kNone;
   const Json* member = object.find(key);
@@ -102,8 +95,8 @@ class ToolReader {
 };
 
 // The name of a chosen tool as the model sees it.
-std::string chosen_name(const Json& json, std::string path) {
-  Fields choice(json, std::move(path));
+std::string chosen_name(const Json& json, const std::string& path) {
+  Fields choice(json, path);
   const std::string& type = choice.required_text("type");
   if (type != "function" && type != "custom") {
     refuse_value(choice.path("type"), *choice.find("type"),
@@ -111,35 +104,6 @@ std::string chosen_name(const Json& json, std::string path) {
   }
   const std::string* name_space = choice.text("namespace");
   return flattened_name(name_space == nullptr ? "" : *name_space, choice.required_text("name"));
-}
-
-void read_choice(const Json* choice, const std::string& path, ApiRequest& request) {
-  if (choice == nullptr) return set_tool_choice(request, ToolMode::automatic, {}, path);
-  if (const auto* word = choice->as<std::string>()) {
-    for (const NamedValue<ToolMode>& mode : kModes) {
-      if (mode.name == *word) return set_tool_choice(request, mode.value, {}, path);
-    }
-  }
-  if (choice->as<Json::Object>() == nullptr) {
-    refuse_value(path, *choice, "\"none\", \"auto\", \"required\" or an object that names tools");
-  }
-  Fields fields(*choice, path);
-  if (fields.required_text("type") != "allowed_tools") {
-    return set_tool_choice(request, ToolMode::required, {chosen_name(*choice, path)}, path);
-  }
-  const std::optional<ToolMode> mode = fields.word("mode", kAllowedModes);
-  if (!mode) refuse_field(fields.path("mode"), "is missing");
-  const std::string list_path = fields.path("tools");
-  const Json::Array& list = array_of(fields.required("tools"), list_path);
-  if (list.empty()) {
-    refuse_field(list_path, "is empty; tool_choice \"none\" is how to allow no tool");
-  }
-  std::vector<std::string> names;
-  names.reserve(list.size());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    names.push_back(chosen_name(list[i], fmt::format("{}[{}]", list_path, i)));
-  }
-  set_tool_choice(request, *mode, std::move(names), path);
 }
 
 void collect(const Json& tools, const std::string& name_space,
@@ -173,7 +137,7 @@ void read_responses_tools(Fields& body, ApiRequest& request) {
   if (const Json::Array* tools = body.array("tools")) {
     ToolReader(request).list(*tools, body.path("tools"), {});
   }
-  read_choice(body.find("tool_choice"), body.path("tool_choice"), request);
+  read_tool_choice(request, body.find("tool_choice"), body.path("tool_choice"), chosen_name);
   request.tool_policy.parallel = body.boolean("parallel_tool_calls").value_or(true);
 }
 
