@@ -22,6 +22,20 @@ struct Overloaded : F... {
 template <class... F>
 Overloaded(F...) -> Overloaded<F...>;
 
+// Of a stream that has just been opened.
+StreamInfo info_of(const OpenRecord& open, LocalId local) {
+  return {.name = open.name,
+          .local = local,
+          .api = open.api,
+          .response_id = open.response_id,
+          .principal = open.principal,
+          .created = open.created,
+          .resumable = open.resumable,
+          .request_sha256 = open.request_sha256,
+          .fingerprint = open.fingerprint,
+          .choices = std::vector<StreamInfo::Choice>(open.n_choices)};
+}
+
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -72,18 +86,10 @@ void LogThread::adopt(const Recovery& recovered) {
     Entry& entry = index_[local];
     entry.begin = stream.begin;
     entry.end = stream.end;
-    entry.info = {.name = open.name,
-                  .local = local,
-                  .api = open.api,
-                  .response_id = open.response_id,
-                  .principal = open.principal,
-                  .created = open.created,
-                  .resumable = open.resumable,
-                  .request_sha256 = open.request_sha256,
-                  .fingerprint = open.fingerprint,
-                  .choices = {},
-                  .n_tokens = stream.n_tokens,
-                  .closed_at = stream.closed() ? stream.closed_at() : 0};
+    entry.info = info_of(open, local);
+    entry.info.choices.clear();
+    entry.info.n_tokens = stream.n_tokens;
+    entry.info.closed_at = stream.closed() ? stream.closed_at() : 0;
     for (const ChoiceState& choice : stream.choices) {
       StreamInfo::Choice& info = entry.info.choices.emplace_back();
       info.n_tokens = choice.n_tokens;
@@ -116,16 +122,7 @@ std::optional<LocalId> LogThread::open(const OpenRecord& record, std::vector<std
     const auto [it, is_new] = names_.try_emplace(record.name, next_local_);
     if (!is_new) return std::nullopt;
     local = next_local_++;
-    index_[local].info = {.name = record.name,
-                          .local = local,
-                          .api = record.api,
-                          .response_id = record.response_id,
-                          .principal = record.principal,
-                          .created = record.created,
-                          .resumable = record.resumable,
-                          .request_sha256 = record.request_sha256,
-                          .fingerprint = record.fingerprint,
-                          .choices = std::vector<StreamInfo::Choice>(record.n_choices)};
+    index_[local].info = info_of(record, local);
     set_local(payload, local);
     stats_.pending_commits += 1;
     queue_.push_back({.task = OpenTask{.local = local,
