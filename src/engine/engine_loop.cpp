@@ -191,18 +191,19 @@ bool EngineLoop::step() {
   const auto begin = Generation::Clock::now();
   const double forward_before = runner_.forward_seconds();
   admit();
-  std::vector<BatchJob> jobs = plan();
+  Plan planned = plan();
+  std::vector<BatchJob>& jobs = planned.jobs;
   if (jobs.empty()) return !publications_.empty();
   StepReport report;
   std::vector<std::int64_t> begins;
-  for (const BatchJob& job : jobs) {
-    begins.push_back(job.sequence->n_read);
-    (choice_of(job).reading() ? report.prefill_rows : report.decode_rows) +=
-        std::max<std::int64_t>(1, job.n_rows);
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    begins.push_back(jobs[i].sequence->n_read);
+    (planned.choices[i]->reading() ? report.prefill_rows : report.decode_rows) +=
+        std::max<std::int64_t>(1, jobs[i].n_rows);
   }
   runner_.run(jobs);
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    Choice& choice = choice_of(jobs[i]);
+    Choice& choice = *planned.choices[i];
     if (!jobs[i].error) keep_history(choice, begins[i]);
     take(jobs[i], choice);
   }
@@ -215,16 +216,16 @@ bool EngineLoop::step() {
   return true;
 }
 
-std::vector<BatchJob> EngineLoop::plan() {
-  std::vector<BatchJob> jobs;
+EngineLoop::Plan EngineLoop::plan() {
+  Plan plan;
   std::int64_t budget = options_.max_step_tokens;
-  plan_decodes(jobs, budget);
-  plan_prompts(jobs, budget);
-  return jobs;
+  plan_decodes(plan, budget);
+  plan_prompts(plan, budget);
+  return plan;
 }
 
 // All of them: a decode never waits for a prompt.
-void EngineLoop::plan_decodes(std::vector<BatchJob>& jobs, std::int64_t& budget) {
+void EngineLoop::plan_decodes(Plan& plan, std::int64_t& budget) {
   const auto ready = [](const Choice& c) {
     return c.state == Choice::State::running && !c.generation->suspended &&
            (!c.reading() || !c.text.logits.empty());
@@ -249,14 +250,14 @@ void EngineLoop::plan_decodes(std::vector<BatchJob>& jobs, std::int64_t& budget)
   }
   for (Choice* c : granted) {
     if (!ready(*c)) continue;
-    BatchJob job{.sequence = &c->text, .n_rows = c->text.n_unread(), .n_drafts = drafts_of(*c)};
-    budget -= 1 + job.n_drafts;
+    const std::int64_t n_drafts = drafts_of(*c);
+    budget -= 1 + n_drafts;
     scheduler_.charge(c->generation->request.fairness_key, 1);
-    jobs.push_back(std::move(job));
+    plan.add(*c, {.n_rows = c->text.n_unread(), .n_drafts = n_drafts});
   }
 }
 
-void EngineLoop::plan_prompts(std::vector<BatchJob>& jobs, std::int64_t& budget) {
+void EngineLoop::plan_prompts(Plan& plan, std::int64_t& budget) {
   std::vector<Choice*> prompts = choices(Choice::State::running);
   std::erase_if(prompts, [](const Choice* c) {
     return c->generation->suspended || !c->reading() || !c->text.logits.empty();
@@ -279,17 +280,8 @@ void EngineLoop::plan_prompts(std::vector<BatchJob>& jobs, std::int64_t& budget)
     }
     budget -= rows;
     scheduler_.charge(c->generation->request.fairness_key, rows);
-    jobs.push_back({.sequence = &c->text, .n_rows = rows, .keep_logits = shared && end == total});
+    plan.add(*c, {.n_rows = rows, .keep_logits = shared && end == total});
   }
-}
-
-Choice& EngineLoop::choice_of(const BatchJob& job) const {
-  for (const auto& generation : generations_) {
-    for (const auto& choice : generation->choices) {
-      if (&choice->text == job.sequence) return *choice;
-    }
-  }
-  throw_check_failed("a job's choice exists", __FILE__, __LINE__);
 }
 
 std::vector<Choice*> EngineLoop::choices(Choice::State state) const {

@@ -53,6 +53,17 @@ class EngineLoop {
   };
   using Publications = std::unordered_map<Generation*, Publication>;
 
+  // What a step does, job by job, and whose jobs they are.
+  struct Plan {
+    std::vector<BatchJob> jobs;
+    std::vector<Choice*> choices;
+    void add(Choice& choice, BatchJob job) {
+      job.sequence = &choice.text;
+      jobs.push_back(std::move(job));
+      choices.push_back(&choice);
+    }
+  };
+
   void run() noexcept;
   [[nodiscard]] bool step();  // false when there was nothing to do
   void receive(bool may_wait);
@@ -73,16 +84,15 @@ class EngineLoop {
   void release(Choice& choice);
 
   // One step.
-  [[nodiscard]] std::vector<BatchJob> plan();
-  void plan_decodes(std::vector<BatchJob>& jobs, std::int64_t& budget);
-  void plan_prompts(std::vector<BatchJob>& jobs, std::int64_t& budget);
+  [[nodiscard]] Plan plan();
+  void plan_decodes(Plan& plan, std::int64_t& budget);
+  void plan_prompts(Plan& plan, std::int64_t& budget);
   void take(BatchJob& job, Choice& choice);
   void keep_history(Choice& choice, std::int64_t begin);
   void finish(Choice& choice, FinishReason reason, std::string error = {});
   void publish();
   void update_status(bool idle);
 
-  [[nodiscard]] Choice& choice_of(const BatchJob& job) const;
   [[nodiscard]] std::vector<Choice*> choices(Choice::State state) const;
   Publication& publication(Generation& generation);
 
