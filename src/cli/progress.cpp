@@ -16,27 +16,12 @@ namespace {
 constexpr double kAppearAfterSeconds = 0.5, kRedrawSeconds = 0.1;
 constexpr int kMaxBarWidth = 30;
 
-std::size_t terminal_columns() {
-  winsize size{};
-  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
-  return size.ws_col;
-}
-
 }  // namespace
 
-std::string format_bytes(double nbytes) {
-  constexpr double kKiB = 1024.0;
-  if (nbytes >= kKiB * kKiB * kKiB) return fmt::format("{:.2f} GiB", nbytes / (kKiB * kKiB * kKiB));
-  if (nbytes >= kKiB * kKiB) return fmt::format("{:.1f} MiB", nbytes / (kKiB * kKiB));
-  if (nbytes >= kKiB) return fmt::format("{:.1f} KiB", nbytes / kKiB);
-  return fmt::format("{:.0f} B", nbytes);
-}
-
-std::string format_seconds(double seconds) {
-  const auto whole = std::llround(seconds);
-  if (whole >= 3600) return fmt::format("{}h{:02}m", whole / 3600, whole / 60 % 60);
-  if (whole >= 60) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
-  return fmt::format("{:.1f} s", seconds);
+std::size_t terminal_columns(int descriptor) {
+  winsize size{};
+  if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  return size.ws_col;
 }
 
 ProgressBar::ProgressBar(std::string label, Unit unit)
@@ -46,7 +31,7 @@ ProgressBar::~ProgressBar() {
   if (shown_) std::fputs("\r\x1b[K", stderr);
 }
 
-void ProgressBar::update(std::size_t done, std::size_t total) {
+void ProgressBar::update(std::size_t done, std::size_t total, std::string_view note) {
   if (!enabled_ || total == 0) return;
   const auto now = Clock::now();
   const double elapsed = std::chrono::duration<double>(now - begin_).count();
@@ -63,9 +48,10 @@ void ProgressBar::update(std::size_t done, std::size_t total) {
           ? fmt::format("{} of {}, {}/s", format_bytes(static_cast<double>(done)),
                         format_bytes(static_cast<double>(total)), format_bytes(rate))
           : fmt::format("{} of {} tokens, {:.0f}/s", done, total, rate);
-  const std::string text = fmt::format(" {:3.0f} %  {}, {} left", 100 * part, figures,
-                                       rate > 0 ? format_seconds(left) : "unknown time");
-  const std::size_t columns = terminal_columns();
+  const std::string text = fmt::format(" {:3.0f} %  {}, {} left{}{}", 100 * part, figures,
+                                       rate > 0 ? format_seconds(left) : "unknown time",
+                                       note.empty() ? "" : ", ", note);
+  const std::size_t columns = terminal_columns(STDERR_FILENO);
   const std::size_t used = label_.size() + 4 + text.size();
   std::string bar;
   if (used + 8 <= columns) {

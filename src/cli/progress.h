@@ -3,6 +3,9 @@
 #include <chrono>
 #include <cstddef>
 #include <string>
+#include <string_view>
+
+#include "core/units.h"
 
 namespace hadal::cli {
 
@@ -16,7 +19,8 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  void update(std::size_t done, std::size_t total);
+  // `note`, if any, stands behind the time left, where there is room.
+  void update(std::size_t done, std::size_t total, std::string_view note = {});
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -27,9 +31,7 @@ class ProgressBar {
   Clock::time_point begin_ = Clock::now(), last_{};
 };
 
-// "1.50 GiB", "12.3 MiB", "512 B".
-[[nodiscard]] std::string format_bytes(double nbytes);
-// "1h02m", "3m05s", "4.2 s".
-[[nodiscard]] std::string format_seconds(double seconds);
+// Width of the terminal behind a descriptor; 80 where there is none.
+[[nodiscard]] std::size_t terminal_columns(int descriptor);
 
 }  // namespace hadal::cli

@@ -3,10 +3,10 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/common.h"
+#include "cli/readable.h"
 #include "cli/subcommands.h"
 #include "core/error.h"
 #include "io/tokenizer.h"
-#include "io/utf8.h"
 
 namespace hadal::cli {
 
@@ -19,31 +19,6 @@ struct Options {
   std::string text;
   bool has_text = false, json = false, decode = false, no_special = false;
 };
-
-// A token's bytes for a line of a table: what is no printable text is written as \xNN or \n.
-std::string readable(std::string_view bytes) {
-  std::string out;
-  while (!bytes.empty()) {
-    const io::Utf8Scan scan = io::scan_utf8(bytes);
-    const std::string_view part = bytes.substr(0, scan.nbytes);
-    const auto c = static_cast<unsigned char>(part[0]);
-    if (part == "\n") {
-      out += "\\n";
-    } else if (part == "\t") {
-      out += "\\t";
-    } else if (part == "\r") {
-      out += "\\r";
-    } else if (part == "\\") {
-      out += "\\\\";
-    } else if (scan.status == io::Utf8Status::valid && c >= 0x20 && c != 0x7f) {
-      out += part;
-    } else {
-      for (const char b : part) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(b));
-    }
-    bytes.remove_prefix(scan.nbytes);
-  }
-  return out;
-}
 
 std::string table(const io::Tokenizer& tokenizer, std::span<const TokenId> ids) {
   std::string out = fmt::format("{:>6} {:>8}  {}\n", "place", "id", "piece");
@@ -178,7 +153,9 @@ const Subcommand kTokenize{
     "tokenize", "Show how a text becomes tokens, or tokens a text",
     "  hadal tokenize \"Hello, world!\"\n"
     "  hadal tokenize --json --input texts.jsonl    # one JSON string a line -> one array a line\n"
-    "  hadal tokenize --decode \"17 42 99\"",
+    "  hadal tokenize --decode \"17 42 99\"\n"
+    "\n"
+    "hadal tokenizer train makes a tokenizer of your own.",
     add};
 
 }  // namespace hadal::cli
