@@ -142,6 +142,7 @@ Json comparison_json(const EqualLoss& equal) {
           {"loss", rounded(equal.loss)},
           {"reference_tokens", rounded(equal.reference_tokens)},
           {"other_tokens", equal.other_tokens ? rounded(*equal.other_tokens) : Json()},
+          {"at_most", equal.at_most},
           {"other_best", rounded(equal.other_best)},
           {"ratio", ratio ? rounded(*ratio) : Json()},
           {"sentence", to_string(equal)}};

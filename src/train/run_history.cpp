@@ -131,20 +131,46 @@ std::vector<double> training_seconds(const RunHistory& run) {
 
 std::vector<double> smoothed_loss(const std::vector<StepRecord>& steps, double half_life) {
   const double keep = std::exp2(-1.0 / half_life);
-  std::vector<double> out;
-  double sum = 0, weight = 0;
-  for (const StepRecord& s : steps) {
-    if (std::isfinite(s.loss)) {
-      sum = keep * sum + (1 - keep) * s.loss;
-      weight = keep * weight + (1 - keep);
+  // Of the steps on one side of here: their weights w = keep^|u| at distance u, by powers of u, and
+  // with their losses x.
+  struct Sums {
+    double w = 0, wu = 0, wuu = 0, wx = 0, wux = 0;
+    void add_here(double x) {
+      if (std::isfinite(x)) w += 1, wx += x;
     }
-    out.push_back(weight > 0 ? sum / weight : kNone);
+    void move(double k, double by) {  // here goes on, so every u changes by `by`
+      wuu = k * (wuu + 2 * by * wu + w), wu = k * (wu + by * w), w = k * w;
+      wux = k * (wux + by * wx), wx = k * wx;
+    }
+  };
+  const std::size_t n = steps.size();
+  std::vector<Sums> before(n);  // and here
+  Sums sums;
+  for (std::size_t i = 0; i < n; ++i) {
+    sums.move(keep, -1);
+    sums.add_here(steps[i].loss);
+    before[i] = sums;
+  }
+  std::vector<double> out(n);
+  Sums after;
+  for (std::size_t i = n; i-- > 0;) {
+    const Sums& b = before[i];
+    const double w = b.w + after.w, wu = b.wu + after.wu, wuu = b.wuu + after.wuu;
+    const double wx = b.wx + after.wx, wux = b.wux + after.wux;
+    const double determinant = w * wuu - wu * wu;
+    // Too few points for a line have a mean.
+    const bool has_line = determinant > 1e-9 * w * w;
+    out[i] = w <= 0 ? kNone : has_line ? (wuu * wx - wu * wux) / determinant : wx / w;
+    after.add_here(steps[i].loss);
+    after.move(keep, 1);
   }
   return out;
 }
 
 double smoothing_half_life(std::size_t n_steps) {
-  return std::max(5.0, std::round(static_cast<double>(n_steps) / 100.0));
+  const auto n = static_cast<double>(n_steps);
+  // Some steps always, a hundredth of a long run, and of a short one little enough to see it.
+  return std::max(1.0, std::min(std::max(5.0, std::round(n / 100)), std::round(n / 8)));
 }
 
 double layers_max(const std::vector<double>& layers) {
@@ -190,8 +216,9 @@ std::optional<EqualLoss> tokens_to_equal_loss(const RunHistory& reference,
     for (const Point& p : way) equal.other_best = std::min(equal.other_best, p.loss);
     for (std::size_t i = 0; i < way.size() && !equal.other_tokens; ++i) {
       if (way[i].loss > equal.loss) continue;
-      if (i == 0 || way[i - 1].loss <= way[i].loss) {
+      if (i == 0) {
         equal.other_tokens = way[i].tokens;
+        equal.at_most = true;
         continue;
       }
       const double part = (way[i - 1].loss - equal.loss) / (way[i - 1].loss - way[i].loss);

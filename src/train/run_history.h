@@ -35,8 +35,9 @@ struct RunHistory {
 // Training time after each step, in seconds: the steps' own, so that pauses do not count.
 [[nodiscard]] std::vector<double> training_seconds(const RunHistory& run);
 
-// The loss of steps, exponentially smoothed and free of bias at its start; NaN losses are passed
-// over. `half_life` in steps.
+// The loss of steps on a straight line through what lies around each, with weights that halve every
+// `half_life` steps: a falling curve is not lagged behind, its ends included. NaN losses are passed
+// over.
 [[nodiscard]] std::vector<double> smoothed_loss(const std::vector<StepRecord>& steps,
                                                 double half_life);
 [[nodiscard]] double smoothing_half_life(std::size_t n_steps);
@@ -65,6 +66,7 @@ struct EqualLoss {
   double loss = 0;                     // the reference's last
   double reference_tokens = 0;         // that it took
   std::optional<double> other_tokens;  // at which the other was there first; none: never
+  bool at_most = false;                // its first loss that was measured was below already
   double other_best = 0;               // the lowest of the other
   [[nodiscard]] std::optional<double> ratio() const;  // other over reference: below 1 it was faster
 };

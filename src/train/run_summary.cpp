@@ -151,8 +151,8 @@ std::string to_string(const EqualLoss& equal) {
                        equal.other_best);
   }
   const std::optional<double> ratio = equal.ratio();
-  return fmt::format("{}; {} was there after {}{}.", goal, equal.other,
-                     format_count(*equal.other_tokens),
+  return fmt::format("{}; {} was there after {}{}{}.", goal, equal.other,
+                     equal.at_most ? "at most " : "", format_count(*equal.other_tokens),
                      ratio ? fmt::format(", {:.0f} % of the tokens", 100 * *ratio) : "");
 }
 

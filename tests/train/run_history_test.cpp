@@ -91,10 +91,20 @@ TEST(RunHistory, SmoothingHasNoBiasAndPassesNanOver) {
   for (StepRecord& s : steps) s.loss = 4;
   steps[1].loss = std::nan("");
   EXPECT_THAT(smoothed_loss(steps, 5), ElementsAre(4, 4, 4));
-  // A half-life on, half of the distance is left (up to the bias at the start).
+  // Weights k^|i - j|: 50 steps behind an edge, half of (1 + k)^-1 is still of before it.
   steps.assign(2000, made_step(1));
   for (std::size_t i = 0; i < steps.size(); ++i) steps[i].loss = i < 1000 ? 8 : 4;
-  EXPECT_NEAR(smoothed_loss(steps, 50)[1049], 6, 1e-5);
+  EXPECT_NEAR(smoothed_loss(steps, 50)[1049], 4 + 4 * 0.5 / (1 + std::exp2(-0.02)), 1e-5);
+}
+
+TEST(RunHistory, SmoothingDoesNotLagBehindASlope) {
+  std::vector<StepRecord> steps(2000, made_step(1));
+  for (std::size_t i = 0; i < steps.size(); ++i) steps[i].loss = 9 - 0.001 * static_cast<double>(i);
+  const std::vector<double> smooth = smoothed_loss(steps, 50);
+  // A straight line is kept, but for the rounding of sums of about 100 weights.
+  for (const std::size_t i : {0, 1, 30, 1000, 1998, 1999}) {
+    EXPECT_NEAR(smooth[i], steps[i].loss, 1e-9) << i;
+  }
 }
 
 TEST(RunHistory, TokensToEqualLossLieOnTheStraightLine) {
@@ -116,6 +126,15 @@ TEST(RunHistory, TokensToEqualLossLieOnTheStraightLine) {
   EXPECT_FALSE(never->other_tokens);
   EXPECT_FALSE(never->ratio());
   EXPECT_THAT(to_string(*never), HasSubstr("adamw never got there (best 3.5000)"));
+}
+
+TEST(RunHistory, AFirstMeasurementBelowTheLossIsOnlyABound) {
+  RunHistory a = made_run("a", 40), b = made_run("b", 40);
+  a.evals = {made_eval(40, 4)};
+  b.evals = {made_eval(30, 3.5)};
+  const auto equal = tokens_to_equal_loss(a, b);
+  ASSERT_TRUE(equal && equal->at_most);
+  EXPECT_THAT(to_string(*equal), HasSubstr("b was there after at most 30.0k, 75 % of the tokens"));
 }
 
 TEST(RunHistory, WithoutValidationTheTrainingLossIsCompared) {

@@ -3,25 +3,25 @@
 
 const kDashes = [undefined, "6 3", "2 3", "9 3 2 3", "1 4", "12 4"];
 
-// [series, label in the chart, extras]
+// Lines are [series, label, extras]. Of extras, raw: behind the others; dots: points are shown;
+// aside: hidden while runs are compared.
 const kSections = [
   {
     title: "Loss",
     charts: [
       {
         title: "Loss", unit: "nats a token", wide: true, format: fixed(4), loss: true,
-        lines: [["loss", "training", { raw: true }], ["smoothed_loss", "training, smoothed"], ["eval", "validation", { dots: true }], ["mtp_loss", "MTP"]],
+        lines: [["loss", "training", { raw: true }], ["smoothed_loss", "training, smoothed"], ["eval", "validation", { dots: true }], ["mtp_loss", "MTP", { aside: true }]],
       },
-      { title: "Balance loss", unit: "sequence-wise", format: short, zero: true, lines: [["balance_loss", "balance loss"]] },
     ],
   },
   {
     title: "Optimizer",
     charts: [
-      { title: "Learning rate", format: (v) => (v === null ? "–" : v.toExponential(3)), zero: true, lines: [["lr", "learning rate"]] },
-      { title: "Gradient norm", unit: "of all parameters", format: short, log: true, marks: "clipped", lines: [["grad_norm", "before clipping"], ["clipped_grad_norm", "after clipping"]] },
+      { title: "Learning rate", plain: true, format: (v) => (v === null ? "–" : v.toExponential(3)), zero: true, lines: [["lr", "learning rate"]] },
+      { title: "Gradient norm", unit: "of all parameters", format: short, log: true, marks: "clipped", lines: [["grad_norm", "before clipping"], ["clipped_grad_norm", "after clipping", { aside: true }]] },
       { title: "Update RMS over learning rate", unit: "Muon's target is gamma", format: fixed(4), zero: true, lines: [["muon_update", "Muon"], ["adamw_update", "AdamW"]] },
-      { title: "Batch", unit: "tokens a step", format: whole, zero: true, lines: [["batch_tokens", "batch"]] },
+      { title: "Batch", plain: true, unit: "tokens a step", format: whole, zero: true, lines: [["batch_tokens", "batch"]] },
     ],
   },
   {
@@ -29,7 +29,8 @@ const kSections = [
     map: true,
     charts: [
       { title: "Expert load", unit: "busiest over mean", format: fixed(3), limit: { value: 1.5, name: "1.5" }, lines: [["expert_load_max", "worst layer"], ["expert_load_mean", "mean of layers"]] },
-      { title: "Dead experts", unit: "without a token, all layers", format: whole, zero: true, lines: [["dead_experts", "dead experts"]] },
+      { title: "Balance loss", unit: "sequence-wise", format: short, zero: true, lines: [["balance_loss", "balance loss"]] },
+      { title: "Dead experts", plain: true, unit: "without a token, all layers", format: whole, zero: true, lines: [["dead_experts", "dead experts"]] },
       { title: "Selection bias", unit: "largest minus smallest", format: fixed(4), zero: true, lines: [["bias_spread_max", "widest layer"], ["bias_spread_mean", "mean of layers"]] },
       { title: "Clamped SwiGLU inputs", unit: "share of elements, mean of layers", format: percent, tick: percent, zero: true, lines: [["gate_clamped", "gate above"], ["up_clamped_high", "linear above"], ["up_clamped_low", "linear below"]] },
     ],
@@ -41,7 +42,7 @@ const kSections = [
       { title: "Indexer recall", unit: "of the dense attention mass", format: percent, tick: percent, limit: { value: 0.9, name: "90 %" }, lines: [["index_recall", "recall"]] },
       { title: "Attention to sinks", unit: "share of the mass", format: percent, tick: percent, zero: true, lines: [["sink_mass_max", "highest layer"], ["sink_mass_mean", "mean of layers"]] },
       { title: "Gain of the residual streams", unit: "amax of the composed mHC matrices", format: fixed(3), lines: [["amax_gain", "gain"]] },
-      { title: "Lifted FP4 scales", unit: "to stay lossless in FP8", format: whole, zero: true, lines: [["scale_lifts", "scales"]] },
+      { title: "Lifted FP4 scales", plain: true, unit: "to stay lossless in FP8", format: whole, zero: true, lines: [["scale_lifts", "scales"]] },
     ],
   },
   {
@@ -49,7 +50,7 @@ const kSections = [
     charts: [
       { title: "Speed", unit: "tokens/s", format: short, zero: true, lines: [["tokens_per_second", "tokens/s"]] },
       { title: "Time of a step", format: duration, tick: duration, zero: true, parts: true, lines: [["step_seconds", "whole step"], ["forward_seconds", "forward"], ["backward_seconds", "backward"], ["optimizer_seconds", "optimizer"], ["newton_schulz_seconds", "Newton–Schulz"], ["data_seconds", "data"]] },
-      { title: "Peak memory", format: bytes, tick: bytes, ticks: byteTicks, zero: true, lines: [["peak_memory_bytes", "memory"]] },
+      { title: "Peak memory", plain: true, format: bytes, tick: bytes, ticks: byteTicks, zero: true, lines: [["peak_memory_bytes", "memory"]] },
       { title: "MFU", unit: "executed over peak FLOP/s", format: percent, tick: percent, zero: true, lines: [["mfu", "MFU"]] },
     ],
   },
@@ -75,15 +76,15 @@ function plotSpec(chart, runs) {
   chart.lines.forEach(([name, label, extras], i) => {
     runs.forEach((run, r) => {
       const found = curve(run, name);
-      if (!found) return;
+      if (!found || (several && chart.parts && i > 0)) return;
       // One run: a colour a line. Several: a colour a run, a dash a line.
       const own = several ? r : chart.loss ? [0, 0, 1, 2][i] : i;
       const dashed = chart.loss ? [0, 0, 1, 2][i] : i;
       lines.push({
         run, steps: found[0], values: found[1], color: color(own), dash: several ? kDashes[dashed % kDashes.length] : undefined,
         label: several ? (chart.lines.length > 1 ? `${run.name}: ${label}` : run.name) : label,
-        // Comparing, raw losses hide each other.
-        hidden: several && (extras?.raw || chart.parts && i > 0), ...extras,
+        // Comparing, too many curves hide each other.
+        hidden: several && Boolean(extras?.raw || extras?.aside), ...extras,
       });
     });
   });

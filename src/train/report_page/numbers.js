@@ -50,7 +50,7 @@ function linearTicks(low, high, count, bases = [1, 2, 5, 10]) {
   const raw = (high - low) / Math.max(1, count);
   if (!(raw > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * bases.find((b) => b * power >= raw * 0.999);
+  const step = power * bases.find((b) => b * power >= raw * 0.7);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high * (1 + 1e-12) + step * 1e-9; i += 1) ticks.push(i * step);
   return ticks;

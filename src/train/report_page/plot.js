@@ -73,9 +73,36 @@ const kAxes = {
   seconds: { name: "training time", ticks: timeTicks, text: duration, exact: duration },
 };
 
-const kMargin = { left: 56, right: 14, top: 16, bottom: 24 };
+function pathOf(points) {
+  let d = "";
+  let open = false;
+  for (const point of points) {
+    if (point !== null) d += `${open ? "L" : "M"}${point[0].toFixed(1)} ${point[1].toFixed(1)}`;
+    open = point !== null;
+  }
+  return d;
+}
 
-// spec: {title, unit, format(value), ticks(low, high, n), log, zero, wide, limit: {value, name},
+// The mean of what lies within each few pixels.
+function middles(points) {
+  const out = [];
+  let held = [];
+  const flush = () => {
+    if (held.length > 0) out.push([0, 1].map((c) => held.reduce((sum, p) => sum + p[c], 0) / held.length));
+    held = [];
+  };
+  for (const point of points) {
+    if (point === null || (held.length > 0 && point[0] - held[0][0] > 4)) flush();
+    if (point === null) out.push(null);
+    else held.push(point);
+  }
+  flush();
+  return out;
+}
+
+const kMargin = { left: 56, right: 14, top: 24, bottom: 24 };
+
+// spec: {title, unit, format(value), ticks(low, high, n), log, zero, wide, plain, limit: {value, name},
 //   lines: [{run, label, color, dash, raw, dots, hidden, steps, values}],
 //   marks: [{run, label, color, steps}]}
 class Plot {
@@ -256,14 +283,19 @@ class Plot {
         if (right <= left) continue;
         if (n % 2 === 0) into.append(svg("rect", { class: "band", x: left, y: box.top, width: right - left, height: box.bottom - box.top }, title));
         if (n > 1) into.append(svg("line", { class: "band-edge", x1: left, x2: left, y1: box.top, y2: box.bottom }));
-        const name = this.spec.wide ? band.name : band.name.split(" · ")[0];
-        if (right - left > name.length * 5.6 + 8 && left + 4 > nameEnd) {
-          this.svg.append(svg("text", { class: "band-name", x: left + 4, y: box.top - 5 }, name));
+        const fits = (text) => right - left > text.length * 5.6 + 8;
+        const name = this.spec.wide && fits(band.name) ? band.name : band.name.split(" · ")[0];
+        if (fits(name) && left + 4 > nameEnd) {
+          this.svg.append(svg("text", { class: "band-name", x: left + 4, y: box.top - 11 }, name));
           nameEnd = left + 4 + name.length * 5.6;
         }
       } else if (right > left) {
         row = band.kind === "qat" ? 1 : 0;
         into.append(svg("rect", { class: `strip ${band.kind}`, x: left, y: box.top + 5 * row, width: Math.max(2, right - left), height: 4 }, title));
+        if (this.spec.wide && box.right - box.left > 500) {
+          const fits = left + band.name.length * 5.6 < box.right;
+          this.svg.append(svg("text", { class: "band-name", x: fits ? left + 3 : box.right - 3, y: box.top + 20, "text-anchor": fits ? "start" : "end" }, band.name));
+        }
       }
     }
   }
@@ -295,24 +327,20 @@ class Plot {
 
   drawLine(into, line) {
     const xs = this.xs(line);
-    let d = "";
-    let open = false;
+    const points = [];
     line.values.forEach((v, i) => {
-      if (v === null || (this.log && !(v > 0))) {
-        open = false;
-        return;
-      }
-      d += `${open ? "L" : "M"}${this.scaleX(xs[i]).toFixed(1)} ${this.scaleY(v).toFixed(1)}`;
-      open = true;
+      points.push(v === null || (this.log && !(v > 0)) ? null : [this.scaleX(xs[i]), this.scaleY(v)]);
     });
-    into.append(svg("path", { class: line.raw ? "curve raw" : "curve", d, "stroke-dasharray": line.dash ?? "", style: `stroke:${line.color}` }));
-    if (line.values.length > 80 && !line.dots) return;
-    if (line.values.length > 300) return;
-    line.values.forEach((v, i) => {
-      if (v === null || (this.log && !(v > 0))) return;
-      const alone = line.dots || line.values.length === 1;
-      if (alone) into.append(svg("circle", { cx: this.scaleX(xs[i]).toFixed(1), cy: this.scaleY(v).toFixed(1), r: 2.6, style: `fill:${line.color}` }));
-    });
+    const inside = points.filter((p) => p !== null && p[0] >= this.box.left && p[0] <= this.box.right);
+    // Where there is more than a screen can tell apart, what happened stays behind as a shade and the
+    // middle of each few pixels is the line.
+    const dense = !line.raw && !this.spec.plain && inside.length > 1.5 * (this.box.right - this.box.left);
+    const dash = line.dash ?? "";
+    into.append(svg("path", { class: line.raw || dense ? "curve raw" : "curve", d: pathOf(points), "stroke-dasharray": line.raw || dense ? "" : dash, style: `stroke:${line.color}` }));
+    if (dense) into.append(svg("path", { class: "curve", d: pathOf(middles(points)), "stroke-dasharray": dash, style: `stroke:${line.color}` }));
+    if (!line.dots && line.values.length > 1) return;
+    if (inside.length > 300) return;
+    for (const [x, y] of inside) into.append(svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 2.6, style: `fill:${line.color}` }));
   }
 
   drawMarks(into, mark) {

@@ -54,8 +54,8 @@
     const rows = data.comparison.map((c) => el("tr", {},
       el("td", { text: c.reference }), el("td", { class: "number", text: fixed(4)(c.loss) }),
       el("td", { class: "number", text: short(c.reference_tokens) }), el("td", { text: c.other }),
-      el("td", { class: "number", text: c.other_tokens === null ? `never (best ${fixed(4)(c.other_best)})` : short(c.other_tokens) }),
-      el("td", { class: "number" }, el("b", { text: c.ratio === null ? "–" : percent(c.ratio) }))));
+      el("td", { class: "number", text: c.other_tokens === null ? `never (best ${fixed(4)(c.other_best)})` : `${c.at_most ? "≤ " : ""}${short(c.other_tokens)}` }),
+      el("td", { class: "number" }, el("b", { text: c.ratio === null ? "–" : `${c.at_most ? "≤ " : ""}${percent(c.ratio)}` }))));
     main.append(table(["Run", { text: `Last ${data.comparison[0].curve} loss`, number: true }, { text: "Its tokens", number: true },
       "Other run", { text: "Tokens to that loss", number: true }, { text: "Ratio", number: true }], rows));
   }
@@ -75,7 +75,8 @@
       }
       if (nodes.length === 0) continue;
       section(title);
-      main.append(el("div", { class: "charts" }, ...nodes));
+      const small = nodes.filter((node) => !node.classList.contains("wide")).length;
+      main.append(el("div", { class: small === 2 || small === 4 ? "charts pairs" : "charts" }, ...nodes));
     }
   }
 
