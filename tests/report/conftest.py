@@ -42,8 +42,8 @@ def runs(tmp_path_factory):
     """Directories of two runs that are alike and of one of another kind."""
     top = tmp_path_factory.mktemp("runs")
     return {
-        "muon": Run(steps=600, pace=1.3, spike_at=240).train().write(top / "muon"),
-        "adamw": Run(steps=600, seed=2, lr=2e-3).train().write(top / "adamw"),
+        "muon": Run(steps=300, pace=1.3, spike_at=120).train().write(top / "muon"),
+        "adamw": Run(steps=300, seed=2, lr=2e-3).train().write(top / "adamw"),
         "plain": Run(steps=50, seed=3, rich=False).train().write(top / "plain"),
     }
 
@@ -55,7 +55,7 @@ def browser(request):
     path = Path(request.config.getoption("--chromium"))
     if not path.exists():
         pytest.skip(f"no browser at {path}: apt-get install chromium, or give --chromium PATH")
-    expect.set_options(timeout=20_000)  # machines that test are busy ones
+    expect.set_options(timeout=120_000)  # machines that test are busy ones
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
         yield browser
@@ -67,7 +67,7 @@ def open_report(browser, hadal, tmp_path):
     """Writes the report of some runs and opens it; nothing may fail or be asked for on the way."""
     failures = []
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(120_000)
 
     def open_page(*directories):
         file = tmp_path / "report.html"

@@ -36,9 +36,9 @@ def test_hovering_shows_values_and_events(open_report, runs):
     tip = loss.locator(".tip")
     expect(tip).to_be_visible()
     expect(tip).to_contain_text("training, smoothed")
-    expect(tip).to_contain_text("step 3")
-    # A spike's rollback is told where it went back to: step 184 of 600.
-    point(page, loss, 184 / 600)
+    expect(tip).to_contain_text("step 15")
+    # A spike's rollback is told where it went back to: step 64 of 300.
+    point(page, loss, 64 / 300)
     expect(tip).to_contain_text("deviations above its median")
     page.mouse.move(5, 5)
     expect(tip).to_be_hidden()

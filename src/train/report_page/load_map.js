@@ -39,10 +39,10 @@ class LoadMap {
     }).observe(this.node);
   }
 
-  draw() {
+  draw(outer = this.node.clientWidth) {
     const { layers, begin, end, loads } = this.run.load_map;
-    const width = Math.max(260, this.node.clientWidth - 24);
-    this.drawnWidth = this.node.clientWidth;
+    const width = Math.max(260, outer - 24);
+    this.drawnWidth = outer;
     const cell = Math.max(7, Math.min(22, 300 / layers.length));
     const box = { left: kMargin.left, right: width - kMargin.right, top: 6, bottom: 6 + cell * layers.length };
     const x = view.zoom ?? [0, place(this.run, this.run.last_step)];

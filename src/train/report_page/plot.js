@@ -47,7 +47,9 @@ const view = {
   charts: [],
   changed: () => {},
   redraw() {
-    for (const chart of view.charts) chart.draw();
+    // All widths before the first change: each question behind a change lays the page out anew.
+    const widths = view.charts.map((chart) => chart.node.clientWidth);
+    view.charts.forEach((chart, i) => chart.draw(widths[i]));
     view.changed();
   },
   point(x) {
@@ -202,10 +204,10 @@ class Plot {
     return [bottom === 0 ? 0 : bottom - pad, top + pad];
   }
 
-  draw() {
-    const width = Math.max(260, this.node.clientWidth - 24);
+  draw(outer = this.node.clientWidth) {
+    const width = Math.max(260, outer - 24);
     const height = this.spec.wide ? (width < 500 ? 270 : 340) : 210;
-    this.drawnWidth = this.node.clientWidth;
+    this.drawnWidth = outer;
     const box = {
       left: kMargin.left, right: width - kMargin.right, top: kMargin.top, bottom: height - kMargin.bottom,
     };
