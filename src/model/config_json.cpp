@@ -357,6 +357,31 @@ Config load_config(const Path& path) {
   return parse_config(read_text(file), file.string());
 }
 
+namespace {
+
+// transformers knows the ratios 0, 4 and 128 by heart; of any other one it wants to be told.
+// compress_ratios still is what hadal reads.
+void write_layer_types(const Config& c, nlohmann::ordered_json& j) {
+  std::int64_t ratio = 128;
+  std::vector<std::string> types;
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
+    const std::int64_t r = c.compress_ratios[static_cast<std::size_t>(i)];
+    if (r != 0 && r != kCsaRatio) {
+      if (ratio != 128 && r != ratio) return;  // more than it has words for
+      ratio = r;
+    }
+    types.emplace_back(r == 0           ? "sliding_attention"
+                       : r == kCsaRatio ? "compressed_sparse_attention"
+                                        : "heavily_compressed_attention");
+  }
+  if (ratio == 128) return;
+  j["layer_types"] = types;
+  j["compress_rates"] = {{"compressed_sparse_attention", kCsaRatio},
+                         {"heavily_compressed_attention", ratio}};
+}
+
+}  // namespace
+
 std::string to_json(const Config& c) {
   nlohmann::ordered_json j;
   j["architectures"] = {"DeepseekV4ForCausalLM"};
@@ -376,6 +401,7 @@ std::string to_json(const Config& c) {
   j["o_lora_rank"] = c.o_lora_rank;
   j["sliding_window"] = c.sliding_window;
   j["compress_ratios"] = c.compress_ratios;
+  write_layer_types(c, j);
   j["compress_rope_theta"] = c.compress_rope_theta;
   j["rope_theta"] = c.rope_theta;
   if (c.rope_scaling) {

@@ -359,5 +359,22 @@ TEST(Config, RefusesWhatIsNoConfig) {
   EXPECT_ERROR(load_config(HADAL_TEST_DATA_DIR "/nowhere"), ErrorCode::not_found, "nowhere");
 }
 
+// transformers knows the ratio 128 alone; of another it is told in its own keys.
+TEST(Config, WritesLayerTypesWhereTransformersNeedsThem) {
+  const std::string published =
+      to_json(load_config(HADAL_SOURCE_DIR "/configs/deepseek-v4-flash.json"));
+  EXPECT_FALSE(Json::parse(published).contains("layer_types"));
+  Config c = load_config(HADAL_TEST_DATA_DIR "/golden/official-tiny");
+  Json j = Json::parse(to_json(c));
+  EXPECT_EQ(j["layer_types"].size(), 5u);
+  EXPECT_EQ(j["compress_rates"]["heavily_compressed_attention"], 32);
+  j.erase("compress_ratios");
+  const Config again = parse_config(j.dump(), "again");
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(again.layers[i], c.layers[i]);
+  c.compress_ratios[2] = 8;  // two ratios besides 4: there are no words for that
+  c.finalize();
+  EXPECT_FALSE(Json::parse(to_json(c)).contains("layer_types"));
+}
+
 }  // namespace
 }  // namespace hadal::model

@@ -171,8 +171,7 @@ TEST(CheckpointDisk, ASyncThatFailsIsNoCheckpoint) {
   for (;;) {
     ++step;
     try {
-      save_checkpoint(FileSystem::real(), directory, state_at(step),
-                      {.keep = 2, .keep_every = 0, .shard_bytes = 200});
+      save_checkpoint(FileSystem::real(), directory, state_at(step), {.keep = 2});
     } catch (const Error&) {
       ::_exit(4);
     }
@@ -184,7 +183,7 @@ TEST(CheckpointKill, SurvivesKillNineAtAnyMoment) {
   const test::ScratchDirectory scratch;
   Rng rng(2026);
   std::int64_t acknowledged = 0, n_between = 0, n_ahead = 0;
-  constexpr int kKills = 60;
+  constexpr int kKills = 50;
   for (int kill = 0; kill < kKills; ++kill) {
     int ends[2];
     ASSERT_EQ(::pipe(ends), 0);
