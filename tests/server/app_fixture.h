@@ -90,6 +90,11 @@ inline std::vector<SseLine> sse_events(const std::string& text) {
   return out;
 }
 
+// The error object, whatever the API.
+inline TestJson error_of(const Reply& reply) {
+  return TestJson::parse(reply.body).at("error");
+}
+
 class AppTest : public testing::Test {
  protected:
   // What the model says; read when a request is submitted.
