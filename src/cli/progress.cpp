@@ -48,9 +48,9 @@ void ProgressBar::update(std::size_t done, std::size_t total, std::string_view n
           ? fmt::format("{} of {}, {}/s", format_bytes(static_cast<double>(done)),
                         format_bytes(static_cast<double>(total)), format_bytes(rate))
           : fmt::format("{} of {} tokens, {:.0f}/s", done, total, rate);
-  const std::string text = fmt::format(" {:3.0f} %  {}, {} left{}{}", 100 * part, figures,
-                                       rate > 0 ? format_seconds(left) : "unknown time",
-                                       note.empty() ? "" : ", ", note);
+  const std::string text =
+      fmt::format(" {:3.0f} %  {}, {} left{}{}", 100 * part, figures,
+                  rate > 0 ? format_seconds(left) : "unknown time", note.empty() ? "" : ", ", note);
   const std::size_t columns = terminal_columns(STDERR_FILENO);
   const std::size_t used = label_.size() + 4 + text.size();
   std::string bar;

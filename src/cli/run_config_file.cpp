@@ -35,7 +35,8 @@ void visit(Visitor& v, RunConfig& c) {
   v.key("batch_ramp_fraction", c.schedule.batch.ramp_fraction, "of the tokens, from first to full");
   v.key("micro_batch_tokens", c.micro_batch_tokens, "in one forward pass; 0: the whole batch");
   v.key("recompute", c.recompute, "less memory for some time");
-  v.key("expert_parallel", c.expert_parallel, "under mpirun: divide the experts over the processes");
+  v.key("expert_parallel", c.expert_parallel,
+        "under mpirun: divide the experts over the processes");
   v.choice("on_non_finite", c.on_non_finite,
            {{"stop", train::OnNonFinite::stop}, {"rollback", train::OnNonFinite::rollback}},
            "NaN or infinity in a loss or a gradient: stop, or go back to a snapshot");

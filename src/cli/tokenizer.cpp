@@ -72,7 +72,8 @@ Action add_train(CLI::App& app) {
   app.add_option("--vocab-size", training.vocab_size,
                  "tokens to end up with: 256 bytes, 20 control tokens, the rest merges")
       ->required();
-  app.add_option("-o,--out", options->out, "tokenizer.json to write, or a directory for it")->required();
+  app.add_option("-o,--out", options->out, "tokenizer.json to write, or a directory for it")
+      ->required();
   app.add_option("--min-count", training.bpe.min_count, "a pair that is rarer is not merged")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -137,9 +137,10 @@ TEST_F(NanoPipeline, FromTextToWords) {
   const std::vector<Json> evals = metrics(path("whole"), "eval");
   ASSERT_GE(evals.size(), 2U);
   EXPECT_GT(steps.front()["loss"].get<double>(), 5.5);  // log 512 is 6.24
-  if (!kShort) EXPECT_LT(evals.back()["loss"].get<double>(), 2.5);
-  for (const Json& layer : steps.back()["dead_experts"])
-    if (!kShort) EXPECT_EQ(layer.get<int>(), 0);
+  EXPECT_LT(evals.back()["loss"].get<double>(), kShort ? 7.0 : 2.5);
+  for (const Json& layer : steps.back()["dead_experts"]) {
+    EXPECT_LE(layer.get<int>(), kShort ? 8 : 0);
+  }
 
   kill_at_step(train("killed"), path("killed"), kShort ? 5 : 100);
   run({"train", "--resume", "-o", path("killed")});
@@ -167,8 +168,8 @@ TEST_F(NanoPipeline, FromTextToWords) {
   const std::vector<Json> tuned = metrics(path("chat"), "step");
   ASSERT_GE(tuned.size(), kShort ? 3U : 20U);
   EXPECT_EQ(tuned.back()["qat"], "fp4");
-  if (!kShort)
-    EXPECT_LT(tuned.back()["loss"].get<double>(), 0.5 * tuned.front()["loss"].get<double>());
+  EXPECT_LT(tuned.back()["loss"].get<double>(),
+            (kShort ? 1.1 : 0.5) * tuned.front()["loss"].get<double>());
 
   run({"export", path("chat"), path("model")});
   EXPECT_THAT(run({"generate", "-m", path("model"), "--temperature", "0", "--max-tokens", "12",
