@@ -8,6 +8,7 @@
 #include "cli/common.h"
 #include "cli/interrupt.h"
 #include "cli/readable.h"
+#include "cli/report_config.h"
 #include "cli/run_config_file.h"
 #include "cli/train_progress.h"
 #include "core/units.h"
@@ -163,7 +164,8 @@ void TrainRun::sample() {
 void TrainRun::write_report() {
   if (!is_first()) return;
   log_->sync();
-  const std::vector<train::RunHistory> runs{train::load_run(fs_, directory_)};
+  std::vector<train::RunHistory> runs{train::load_run(fs_, directory_)};
+  runs.front().config = config_rows(directory_);
   static_cast<void>(
       train::write_atomically(fs_, directory_, "report.html", train::html_report(runs)));
 }
