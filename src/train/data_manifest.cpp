@@ -150,7 +150,7 @@ std::string to_json(const DataManifest& manifest) {
 
 DataManifest parse_manifest(std::string_view json, const std::string& source) {
   const auto root = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!root.is_object() || root.value("format", "") != kFormat) {
+  if (!root.is_object() || !root.contains("format") || root["format"] != kFormat) {
     throw Error(ErrorCode::corrupt_data,
                 fmt::format("{}: not a manifest of token shards (no JSON object with \"format\": "
                             "\"{}\"); build the data again with `hadal data build`",

@@ -121,6 +121,7 @@ TEST(DataSet, NamesAManifestThatIsNone) {
     return std::string("accepted");
   };
   EXPECT_THAT(with("{", "["), HasSubstr("not a manifest of token shards"));
+  EXPECT_THAT(with("\"hadal token shards\"", "5"), HasSubstr("not a manifest of token shards"));
   EXPECT_THAT(with("\"version\": 1", "\"version\": 2"), HasSubstr("version is 2"));
   EXPECT_THAT(with("\"token_bytes\": 2", "\"token_bytes\": 4"), HasSubstr("token_bytes"));
   EXPECT_THAT(with("\"vocab_size\": 1000", "\"vocab_size\": 0"), HasSubstr("vocab_size is 0"));
