@@ -77,12 +77,13 @@ dataset::BuildResult build_with_progress(const dataset::BuildOptions& options) {
     }
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    // The rate first: 80 columns have room for little more.
     bar.update(
         progress.n_bytes_done, progress.n_bytes,
-        fmt::format(
-            "file {} of {}, {} tokens, {}/s", std::min(progress.n_files_done + 1, progress.n_files),
-            progress.n_files, millions(static_cast<double>(progress.n_tokens)),
-            millions(static_cast<double>(progress.n_tokens_now) / std::max(seconds, 1e-3))));
+        fmt::format("{} tokens/s, {} so far, file {} of {}",
+                    millions(static_cast<double>(progress.n_tokens_now) / std::max(seconds, 1e-3)),
+                    millions(static_cast<double>(progress.n_tokens)),
+                    std::min(progress.n_files_done + 1, progress.n_files), progress.n_files));
   });
 }
 
