@@ -5,6 +5,7 @@
 
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/model_output.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "core/units.h"
@@ -15,20 +16,10 @@ namespace {
 
 struct Options {
   Path from, to, tokenizer;
-  std::string format = "published", shard_size = "4GiB";
+  ModelOutputOptions output;
   std::int64_t step = -1;
-  bool force = false;
   RunOptions run;
 };
-
-model::WeightFormat format_from(const std::string& name) {
-  using model::WeightFormat;
-  for (const auto format :
-       {WeightFormat::published, WeightFormat::fp8, WeightFormat::bf16, WeightFormat::f32}) {
-    if (name == model::to_string(format)) return format;
-  }
-  throw CLI::ValidationError("--format", name);
-}
 
 // The run keeps the tokenizer that its data was made with. `from` is the run or a checkpoint in it.
 Path tokenizer_directory(const Options& options, const Path& checkpoint) {
@@ -41,7 +32,7 @@ Path tokenizer_directory(const Options& options, const Path& checkpoint) {
 }
 
 int run(const Options& options) {
-  const std::size_t shard_bytes = parse_size(options.shard_size);
+  const io::CheckpointWriterOptions output = options.output.writer_options();
   options.run.apply();
   ThreadPool pool(options.run.threads);
   FileSystem& fs = FileSystem::real();
@@ -52,20 +43,19 @@ int run(const Options& options) {
   const InterruptGuard guard;
   {
     ProgressBar bar("export", ProgressBar::Unit::bytes);
-    report = train::export_checkpoint(
-        fs, pool, saved, options.to,
-        {.format = format_from(options.format),
-         .output = {.shard_bytes = shard_bytes,
-                    .existing = options.force ? io::Existing::replace : io::Existing::refuse},
-         .tokenizer = tokenizer_directory(options, saved.directory())},
-        [&](std::size_t done, std::size_t total) {
-          InterruptGuard::throw_if_interrupted();
-          bar.update(done, total);
-        });
+    report =
+        train::export_checkpoint(fs, pool, saved, options.to,
+                                 {.format = options.output.weight_format(),
+                                  .output = output,
+                                  .tokenizer = tokenizer_directory(options, saved.directory())},
+                                 [&](std::size_t done, std::size_t total) {
+                                   InterruptGuard::throw_if_interrupted();
+                                   bar.update(done, total);
+                                 });
   }
   for (const std::string& note : report.notes) print(fmt::format("note: {}\n", note));
   print(fmt::format("{}: step {} of {}, format {}, {} in {} shard{}\n", options.to.string(),
-                    saved.step(), saved.directory().string(), options.format,
+                    saved.step(), saved.directory().string(), options.output.format,
                     format_bytes(static_cast<double>(report.nbytes)), report.n_shards,
                     report.n_shards == 1 ? "" : "s"));
   return 0;
@@ -75,19 +65,12 @@ Action add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("RUN", options->from, "a training run, or one of its checkpoints")->required();
   app.add_option("OUT", options->to, "model directory to write; must not exist")->required();
-  app.add_option("--format", options->format,
-                 "published: FP4 experts, FP8 linears; fp8: FP8 experts, too; bf16 and f32: no "
-                 "scales")
-      ->check(CLI::IsMember({"published", "fp8", "bf16", "f32"}))
-      ->capture_default_str();
   app.add_option("--step", options->step,
                  "of this step's checkpoint; default: the newest whole one")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--tokenizer", options->tokenizer,
                  "directory with a tokenizer.json; default: the run's own");
-  app.add_option("--shard-size", options->shard_size, "largest file to write, such as 15MiB")
-      ->capture_default_str();
-  app.add_flag("--force", options->force, "replace the output directory when it exists");
+  add_model_output_options(app, options->output);
   add_run_options(app, options->run);
   return [options] { return run(*options); };
 }

@@ -2,6 +2,7 @@
 
 #include "cli/common.h"
 #include "cli/interrupt.h"
+#include "cli/model_output.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "model/convert.h"
@@ -12,19 +13,9 @@ namespace {
 
 struct Options {
   Path model, out;
-  std::string format = "published", shard_size = "4GiB";
-  bool force = false;
+  ModelOutputOptions output;
   RunOptions run;
 };
-
-model::WeightFormat format_from(const std::string& name) {
-  using model::WeightFormat;
-  for (const auto format :
-       {WeightFormat::published, WeightFormat::fp8, WeightFormat::bf16, WeightFormat::f32}) {
-    if (name == to_string(format)) return format;
-  }
-  throw CLI::ValidationError("--format", name);
-}
 
 std::string report_table(const model::ConversionReport& report) {
   std::string out = fmt::format("{:<26}{:>9}{:>14}{:>14}{:>17}\n", "tensors", "number", "before",
@@ -46,27 +37,24 @@ std::string report_table(const model::ConversionReport& report) {
 }
 
 int run(const Options& options) {
-  const std::size_t shard_bytes = parse_size(options.shard_size);
+  const io::CheckpointWriterOptions output = options.output.writer_options();
   options.run.apply();
   ThreadPool pool(options.run.threads);
   model::ConversionReport report;
   const InterruptGuard guard;
   {
     ProgressBar bar("quantize", ProgressBar::Unit::bytes);
-    report = model::convert_checkpoint(
-        FileSystem::real(), pool, options.model, options.out,
-        {.format = format_from(options.format),
-         .output = {.shard_bytes = shard_bytes,
-                    .existing = options.force ? io::Existing::replace : io::Existing::refuse}},
-        [&](std::size_t done, std::size_t total) {
-          InterruptGuard::throw_if_interrupted();
-          bar.update(done, total);
-        });
+    report = model::convert_checkpoint(FileSystem::real(), pool, options.model, options.out,
+                                       {.format = options.output.weight_format(), .output = output},
+                                       [&](std::size_t done, std::size_t total) {
+                                         InterruptGuard::throw_if_interrupted();
+                                         bar.update(done, total);
+                                       });
   }
   print(report_table(report));
   for (const std::string& note : report.notes) print(fmt::format("note: {}\n", note));
   print(fmt::format("{}: {} shard{}, format {}\n", options.out.string(), report.n_shards,
-                    report.n_shards == 1 ? "" : "s", options.format));
+                    report.n_shards == 1 ? "" : "s", options.output.format));
   return 0;
 }
 
@@ -76,14 +64,7 @@ Action add(CLI::App& app) {
                  "checkpoint directory to read: bf16, f32, or any format hadal runs")
       ->required();
   app.add_option("-o,--out", options->out, "directory to write; must not exist")->required();
-  app.add_option("--format", options->format,
-                 "published: FP4 experts, FP8 linears; fp8: FP8 experts, too; bf16 and f32: no "
-                 "scales")
-      ->check(CLI::IsMember({"published", "fp8", "bf16", "f32"}))
-      ->capture_default_str();
-  app.add_option("--shard-size", options->shard_size, "largest file to write, such as 15MiB")
-      ->capture_default_str();
-  app.add_flag("--force", options->force, "replace the output directory when it exists");
+  add_model_output_options(app, options->output);
   add_run_options(app, options->run);
   return [options] { return run(*options); };
 }
