@@ -27,6 +27,7 @@ std::size_t size_class_index(std::size_t class_bytes) {
 }  // namespace
 
 struct PoolAllocator::State {
+  std::shared_ptr<MemorySource> source;
   std::mutex mutex;
   std::array<std::vector<std::byte*>, 256> free;
   std::size_t bytes = 0;  // held
@@ -37,7 +38,7 @@ struct PoolAllocator::State {
     for (std::size_t i = 0; i < free.size(); ++i) {
       for (std::byte* p : free[i]) {
         bytes -= (std::size_t{1} << (i / 4)) / 4 * (4 + i % 4);
-        std::free(p);
+        source->release(p);
       }
       free[i].clear();
     }
@@ -45,7 +46,21 @@ struct PoolAllocator::State {
   ~State() { release_free(); }
 };
 
-PoolAllocator::PoolAllocator() : state_(std::make_shared<State>()) {}
+std::shared_ptr<MemorySource> host_memory() {
+  class Host final : public MemorySource {
+    std::byte* allocate(std::size_t bytes) override {
+      return static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+    }
+    void release(std::byte* memory) noexcept override { std::free(memory); }
+    [[nodiscard]] std::string name() const override { return "host memory"; }
+  };
+  return std::make_shared<Host>();
+}
+
+PoolAllocator::PoolAllocator(std::shared_ptr<MemorySource> source)
+    : state_(std::make_shared<State>()) {
+  state_->source = std::move(source);
+}
 
 Tensor PoolAllocator::empty(Shape shape, DType dtype) {
   const std::size_t bytes = size_class_bytes(nbytes(shape, dtype));
@@ -62,13 +77,19 @@ Tensor PoolAllocator::empty(Shape shape, DType dtype) {
     }
   }
   if (memory == nullptr) {
-    memory = static_cast<std::byte*>(std::aligned_alloc(64, bytes));
+    memory = state_->source->allocate(bytes);
+    if (memory == nullptr) {
+      state_->release_free();  // buffers of other sizes may be what is in the way
+      memory = state_->source->allocate(bytes);
+    }
     if (memory == nullptr) {
       const std::lock_guard lock(state_->mutex);
       state_->in_use -= bytes;
       throw Error(ErrorCode::out_of_memory,
-                  fmt::format("cannot allocate {} bytes of step memory for a tensor {} {}", bytes,
-                              to_string(shape), to_string(dtype)));
+                  fmt::format("cannot allocate {} bytes of {} for a tensor {} {}; this pool holds "
+                              "{} bytes",
+                              bytes, state_->source->name(), to_string(shape), to_string(dtype),
+                              state_->bytes));
     }
     const std::lock_guard lock(state_->mutex);
     state_->bytes += bytes;

@@ -58,5 +58,8 @@ class KernelRegistry {
 namespace kernels::cpu {
 void register_kernels(KernelRegistry& registry);  // cpu/register.cpp: a list you can read
 }
+namespace kernels::cuda {
+void register_kernels(KernelRegistry& registry);  // cuda/register.cpp; none in a build without CUDA
+}
 
 }  // namespace hadal
