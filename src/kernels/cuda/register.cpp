@@ -1,5 +1,6 @@
 // Every CUDA kernel, by name and activation dtype.
 #include "kernels/elementwise.h"
+#include "kernels/linear.h"
 #include "kernels/registry.h"
 
 namespace hadal::kernels::cuda {
@@ -9,6 +10,9 @@ void scale(Stream&, const ScaleArgs&);
 void copy(Stream&, const CopyArgs&);
 void add_in_place(Stream&, const AddInPlaceArgs&);
 void sum_streams(Stream&, const SumStreamsArgs&);
+
+// Training.
+void linear_backward(Stream&, const LinearBackwardArgs&);
 
 namespace {
 
@@ -25,10 +29,17 @@ void register_elementwise(KernelRegistry& registry) {
   registry.add(kSumStreams, kF32, sum_streams);
 }
 
+void register_training(KernelRegistry& registry) {
+  for (const KernelKey key : {kF32, kBf16}) {
+    registry.add(kLinearBackward, key, linear_backward);
+  }
+}
+
 }  // namespace
 
 void register_kernels(KernelRegistry& registry) {
   register_elementwise(registry);
+  register_training(registry);
 }
 
 }  // namespace hadal::kernels::cuda
