@@ -1,7 +1,14 @@
 // Every CUDA kernel, by name and activation dtype.
+#include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
+#include "kernels/embed.h"
+#include "kernels/hyper_connection.h"
 #include "kernels/linear.h"
+#include "kernels/moe.h"
+#include "kernels/newton_schulz.h"
 #include "kernels/registry.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
 
 namespace hadal::kernels::cuda {
 
@@ -11,8 +18,21 @@ void copy(Stream&, const CopyArgs&);
 void add_in_place(Stream&, const AddInPlaceArgs&);
 void sum_streams(Stream&, const SumStreamsArgs&);
 
+// Tokens, norms, streams and routes.
+void embed(Stream&, const EmbedArgs&);
+void rms_norm(Stream&, const RmsNormArgs&);
+void head_norm(Stream&, const HeadNormArgs&);
+void rope_table(Stream&, const RopeTableArgs&);
+void rope(Stream&, const RopeArgs&);
+void hc_pre(Stream&, const HcPreArgs&);
+void hc_post(Stream&, const HcPostArgs&);
+void hc_head(Stream&, const HcHeadArgs&);
+void moe_route(Stream&, const MoeRouteArgs&);
+
 // Training.
 void linear_backward(Stream&, const LinearBackwardArgs&);
+void cross_entropy(Stream&, const CrossEntropyArgs&);
+void newton_schulz(Stream&, const NewtonSchulzArgs&);
 
 namespace {
 
@@ -29,16 +49,33 @@ void register_elementwise(KernelRegistry& registry) {
   registry.add(kSumStreams, kF32, sum_streams);
 }
 
+void register_rows(KernelRegistry& registry) {
+  for (const KernelKey key : {kF32, kBf16}) {
+    registry.add(kEmbed, key, embed);
+    registry.add(kRmsNorm, key, rms_norm);
+    registry.add(kHeadNorm, key, head_norm);
+    registry.add(kRope, key, rope);
+    registry.add(kHcPre, key, hc_pre);
+    registry.add(kHcPost, key, hc_post);
+    registry.add(kHcHead, key, hc_head);
+    registry.add(kMoeRoute, key, moe_route);
+  }
+  registry.add(kRopeTable, kF32, rope_table);
+}
+
 void register_training(KernelRegistry& registry) {
   for (const KernelKey key : {kF32, kBf16}) {
     registry.add(kLinearBackward, key, linear_backward);
+    registry.add(kCrossEntropy, key, cross_entropy);
   }
+  registry.add(kNewtonSchulz, kF32, newton_schulz);
 }
 
 }  // namespace
 
 void register_kernels(KernelRegistry& registry) {
   register_elementwise(registry);
+  register_rows(registry);
   register_training(registry);
 }
 
