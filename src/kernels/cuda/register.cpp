@@ -29,6 +29,10 @@ void hc_post(Stream&, const HcPostArgs&);
 void hc_head(Stream&, const HcHeadArgs&);
 void moe_route(Stream&, const MoeRouteArgs&);
 
+// Products with weights.
+void linear(Stream&, const LinearArgs&);
+void moe_experts(Stream&, const MoeExpertsArgs&);
+
 // Training.
 void linear_backward(Stream&, const LinearBackwardArgs&);
 void cross_entropy(Stream&, const CrossEntropyArgs&);
@@ -47,6 +51,13 @@ void register_elementwise(KernelRegistry& registry) {
   }
   registry.add(kAddInPlace, kF32, add_in_place);
   registry.add(kSumStreams, kF32, sum_streams);
+}
+
+void register_products(KernelRegistry& registry) {
+  for (const KernelKey key : {kF32, kBf16}) {
+    registry.add(kLinear, key, linear);
+    registry.add(kMoeExperts, key, moe_experts);
+  }
 }
 
 void register_rows(KernelRegistry& registry) {
@@ -75,6 +86,7 @@ void register_training(KernelRegistry& registry) {
 
 void register_kernels(KernelRegistry& registry) {
   register_elementwise(registry);
+  register_products(registry);
   register_rows(registry);
   register_training(registry);
 }
