@@ -37,6 +37,7 @@ void moe_experts(Stream&, const MoeExpertsArgs&);
 void linear_backward(Stream&, const LinearBackwardArgs&);
 void cross_entropy(Stream&, const CrossEntropyArgs&);
 void newton_schulz(Stream&, const NewtonSchulzArgs&);
+void moe_experts_backward(Stream&, const MoeExpertsBackwardArgs&);
 
 namespace {
 
@@ -78,6 +79,7 @@ void register_training(KernelRegistry& registry) {
   for (const KernelKey key : {kF32, kBf16}) {
     registry.add(kLinearBackward, key, linear_backward);
     registry.add(kCrossEntropy, key, cross_entropy);
+    registry.add(kMoeExpertsBackward, key, moe_experts_backward);
   }
   registry.add(kNewtonSchulz, kF32, newton_schulz);
 }
