@@ -150,11 +150,18 @@ std::int64_t DiskStore::read_pages(std::span<const ChainKey> keys, std::span<con
                     path.string() + ": it holds pages of other tokens than its name says");
       }
       std::vector<std::span<std::byte>> buffers;
-      buffers.reserve(n);
+      std::vector<std::vector<std::byte>> copies;  // of pages that the host cannot write
+      buffers.reserve(n), copies.reserve(n);
       for (std::size_t i = 0; i < n; ++i) {
-        buffers.emplace_back(into[done + i]->bytes(), into[done + i]->nbytes());
+        const Page& page = *into[done + i];
+        if (page.on_host()) {
+          buffers.emplace_back(page.bytes(), page.nbytes());
+        } else {
+          buffers.emplace_back(copies.emplace_back(page.nbytes()));
+        }
       }
       read_kv_items(*file, h, path.string(), first, buffers);
+      for (std::size_t i = 0; i < copies.size(); ++i) into[done + i]->write(copies[i]);
     } catch (const Error& e) {
       {
         const std::lock_guard lock(mutex_);
@@ -258,7 +265,8 @@ bool DiskStore::enqueue(KvFileHeader header, std::vector<TokenId> tokens,
       [this, forget, header = std::move(header), tokens = std::move(tokens),
        pages = std::move(pages), snapshot = std::move(snapshot)]() mutable {
         std::vector<std::span<const std::byte>> items;
-        for (const PageRef& page : pages) items.emplace_back(page->bytes(), page->nbytes());
+        std::vector<std::vector<std::byte>> copies(pages.size());
+        for (std::size_t i = 0; i < pages.size(); ++i) items.push_back(pages[i]->read(copies[i]));
         if (snapshot != nullptr) items.emplace_back(snapshot->state);
         write(std::move(header), tokens, items);
         const std::lock_guard lock(mutex_);

@@ -1,5 +1,6 @@
 #include "cache/page_pool.h"
 
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -12,8 +13,35 @@ struct PagePool::State {
   std::int64_t n_used = 0;
 };
 
-PagePool::PagePool(std::size_t page_bytes, std::size_t budget_bytes)
+std::span<const std::byte> Page::read(std::vector<std::byte>& buffer) const {
+  if (on_host()) return {memory_.bytes(), memory_.nbytes()};
+  buffer.resize(memory_.nbytes());
+  stream_->download(memory_, {buffer.data(), memory_.shape(), memory_.dtype()});
+  return buffer;
+}
+
+void Page::write(std::span<const std::byte> bytes) const {
+  HADAL_CHECK(bytes.size() == nbytes());
+  if (on_host()) {
+    std::memcpy(memory_.bytes(), bytes.data(), bytes.size());
+  } else {
+    // Only read from, but a view has no constness.
+    stream_->upload({const_cast<std::byte*>(bytes.data()), memory_.shape(), memory_.dtype()},
+                    memory_);
+  }
+}
+
+Tensor DeviceMemory::zeros(std::size_t n_bytes) const {
+  const Shape shape{static_cast<std::int64_t>(n_bytes)};
+  if (stream == nullptr) return Tensor::zeros(shape, DType::u8);
+  Tensor t = allocator->empty(shape, DType::u8);
+  stream->zero(t);
+  return t;
+}
+
+PagePool::PagePool(std::size_t page_bytes, std::size_t budget_bytes, DeviceMemory memory)
     : page_bytes_(page_bytes),
+      memory_(memory),
       n_total_(budget_bytes == 0 || page_bytes == 0
                    ? std::numeric_limits<std::int64_t>::max()
                    : static_cast<std::int64_t>(budget_bytes / page_bytes)),
@@ -33,8 +61,7 @@ PageRef PagePool::acquire() {
   try {
     // Zeros, since a file of pages holds their unused bytes, too.
     if (!page) {
-      page = std::make_unique<Page>(
-          Tensor::zeros({static_cast<std::int64_t>(page_bytes_)}, DType::u8));
+      page = std::make_unique<Page>(memory_.zeros(page_bytes_), memory_.stream);
     }
     // So that giving a page back never allocates: it may happen while memory is short.
     const std::lock_guard lock(state_->mutex);

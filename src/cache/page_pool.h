@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
-#include "core/tensor.h"
+#include "core/allocator.h"
+#include "core/device.h"
 
 namespace hadal::cache {
 
@@ -13,21 +16,35 @@ namespace hadal::cache {
 // cache and a writer of files share it by reference.
 class Page {
  public:
-  explicit Page(Tensor memory) : memory_(std::move(memory)) {}
-  [[nodiscard]] std::byte* bytes() const { return memory_.bytes(); }
+  Page(Tensor memory, const Stream* stream) : memory_(std::move(memory)), stream_(stream) {}
+  [[nodiscard]] std::byte* bytes() const { return memory_.bytes(); }  // of the device
   [[nodiscard]] std::size_t nbytes() const { return memory_.nbytes(); }
+  [[nodiscard]] bool on_host() const { return stream_ == nullptr; }
+
+  // The bytes where the host can read them: the page itself, or a copy in `buffer`. On any thread.
+  [[nodiscard]] std::span<const std::byte> read(std::vector<std::byte>& buffer) const;
+  void write(std::span<const std::byte> bytes) const;  // all of them
 
  private:
   Tensor memory_;
+  const Stream* stream_;  // of the device that has the memory; null: the host's
 };
 
 // References may outlive the pool and may be dropped on any thread.
 using PageRef = std::shared_ptr<Page>;
 
+// Where a cache's memory is; both null: on the host.
+struct DeviceMemory {
+  const Stream* stream = nullptr;
+  PoolAllocator* allocator = nullptr;
+  [[nodiscard]] Tensor zeros(std::size_t n_bytes) const;
+};
+
 class PagePool {
  public:
   // At most budget_bytes / page_bytes pages at a time; a budget of 0 sets no limit.
-  PagePool(std::size_t page_bytes, std::size_t budget_bytes);
+  // With a stream, pages are memory of its device, and all of them must go before it does.
+  PagePool(std::size_t page_bytes, std::size_t budget_bytes, DeviceMemory memory = {});
 
   // A page, or null when the budget is spent. A page that was never used is zero; a reused one
   // holds what it held, which nobody reads: rows count from the moment they are written.
@@ -43,6 +60,7 @@ class PagePool {
  private:
   struct State;
   std::size_t page_bytes_;
+  DeviceMemory memory_;
   std::int64_t n_total_;
   std::shared_ptr<State> state_;  // shared with every page
 };

@@ -10,7 +10,7 @@ namespace hadal::cache {
 PagedKv::PagedKv(const model::Config& config, const PagedKvOptions& options)
     : options_(options),
       layout_(config, options.numerics, options.page_tokens, options.rollback_tokens),
-      pool_(layout_.page_bytes, options.page_budget_bytes) {}
+      pool_(layout_.page_bytes, options.page_budget_bytes, options.memory) {}
 
 PagedKv::Sequence& PagedKv::sequence(std::int64_t slot) const {
   Sequence* s = slots_.at(static_cast<std::size_t>(slot)).get();
@@ -21,12 +21,16 @@ PagedKv::Sequence& PagedKv::sequence(std::int64_t slot) const {
 std::int64_t PagedKv::open() {
   auto s = std::make_unique<Sequence>();
   if (free_states_.empty()) {
-    s->state = Tensor::zeros({static_cast<std::int64_t>(layout_.state_bytes)}, DType::u8);
+    s->state = options_.memory.zeros(layout_.state_bytes);
   } else {
     s->state = std::move(free_states_.back());
     free_states_.pop_back();
     // Rows of the sequence before must not be seen through a ring that is not full yet.
-    std::memset(s->state.bytes(), 0, layout_.state_bytes);
+    if (options_.memory.stream == nullptr) {
+      std::memset(s->state.bytes(), 0, layout_.state_bytes);
+    } else {
+      options_.memory.stream->zero(s->state);
+    }
   }
   const std::size_t n_layers = layout_.layers.size();
   s->layers.resize(n_layers);
@@ -151,7 +155,14 @@ std::int64_t PagedKv::frozen(std::int64_t slot) const {
 std::vector<std::byte> PagedKv::save_state(std::int64_t slot, std::int64_t position) const {
   HADAL_CHECK(position >= 0);
   std::vector<std::byte> saved(layout_.saved_bytes(position));
-  layout_.save(sequence(slot).state.bytes(), position, saved.data());
+  const Tensor& state = sequence(slot).state;
+  if (options_.memory.stream == nullptr) {
+    layout_.save(state.bytes(), position, saved.data());
+  } else {
+    const Tensor host = Tensor::empty(state.shape(), state.dtype());
+    options_.memory.stream->download(state, host);
+    layout_.save(host.bytes(), position, saved.data());
+  }
   return saved;
 }
 
@@ -165,7 +176,15 @@ void PagedKv::restore_state(std::int64_t slot, std::int64_t position,
                             "for {}; it is not of this model or was cut off",
                             position, state.size(), wanted, layout()));
   }
-  layout_.restore(sequence(slot).state.bytes(), position, state.data());
+  const Tensor& to = sequence(slot).state;
+  if (options_.memory.stream == nullptr) {
+    layout_.restore(to.bytes(), position, state.data());
+  } else {
+    const Tensor host = Tensor::empty(to.shape(), to.dtype());
+    options_.memory.stream->download(to, host);
+    layout_.restore(host.bytes(), position, state.data());
+    options_.memory.stream->upload(host, to);
+  }
 }
 
 std::size_t PagedKv::state_bytes_held() const {

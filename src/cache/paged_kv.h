@@ -21,6 +21,7 @@ struct PagedKvOptions {
   // Tokens that one page covers; rounded up to a multiple of every ratio.
   std::int64_t page_tokens = 128;
   std::size_t page_budget_bytes = 0;  // of all pages, shared ones and cached ones too; 0: no limit
+  DeviceMemory memory{};              // where pages and states are
 };
 
 // Heterogeneous KV of any number of sequences. Each has one state of fixed size, the rings of

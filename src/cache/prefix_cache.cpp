@@ -19,7 +19,8 @@ namespace {
 using Node = PrefixTree::Node;
 
 std::uint32_t crc_of(const Page& page) {
-  return crc32c(std::span<const std::byte>(page.bytes(), page.nbytes()));
+  std::vector<std::byte> buffer;
+  return crc32c(page.read(buffer));
 }
 
 double steady_seconds() {

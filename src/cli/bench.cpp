@@ -127,18 +127,20 @@ int bench_kernels(const Options& options) {
 class Bench {
  public:
   explicit Bench(const Options& options)
-      : options_(options), loaded_(options.model.load()), runtime_(options.model.run.threads) {
+      : options_(options),
+        runtime_(options.model.runtime()),
+        loaded_(options.model.load(runtime_.get())) {
     const std::int64_t limit = loaded_->config.max_position_embeddings;
     if (options.context + options.tokens > limit) {
       throw Error(ErrorCode::invalid_argument,
                   fmt::format("--context {} and --tokens {} are more than the model's context, {}",
                               options.context, options.tokens, limit));
     }
-    peak_ = kernels::cpu::measure_machine_peak(runtime_.pool());
+    peak_ = kernels::cpu::measure_machine_peak(runtime_->pool());
   }
 
   [[nodiscard]] engine::Session session() {
-    return {runtime_,
+    return {*runtime_,
             *loaded_,
             {.numerics = numerics(),
              .prefill_chunk = options_.chunk,
@@ -155,19 +157,19 @@ class Bench {
   }
   [[nodiscard]] Numerics numerics() const { return options_.model.resolved_numerics(); }
   [[nodiscard]] const engine::LoadedModel& loaded() const { return *loaded_; }
-  [[nodiscard]] engine::Runtime& runtime() { return runtime_; }
+  [[nodiscard]] engine::Runtime& runtime() { return *runtime_; }
   [[nodiscard]] const kernels::cpu::MachinePeak& peak() const { return peak_; }
 
   void head(Report& report, const char* what) {
-    machine(report, peak_, runtime_.pool().size());
+    machine(report, peak_, runtime_->pool().size());
     report.heading(fmt::format("{}, {} numerics: {}", loaded_->directory.string(),
                                to_string(numerics()), what));
   }
 
  private:
   const Options& options_;
+  std::unique_ptr<engine::Runtime> runtime_;
   std::unique_ptr<engine::LoadedModel> loaded_;
-  engine::Runtime runtime_;
   kernels::cpu::MachinePeak peak_;
 };
 

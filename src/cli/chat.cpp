@@ -131,16 +131,16 @@ Next run_command(const std::string& line, ChatSession& chat) {
 }
 
 int run(const Options& options) {
-  const auto loaded = options.model.load();
+  const auto runtime = options.model.runtime();
+  const auto loaded = options.model.load(runtime.get());
   const auto profile = protocol::chat_profile_from(options.profile);
   std::vector<protocol::Json> tools;
   if (!options.tools.empty()) {
     tools = protocol::functions_from_json(protocol::Json::parse(read_text(options.tools)),
                                           options.tools.string());
   }
-  engine::Runtime runtime(options.model.run.threads);
-  ChatSession chat(runtime, *loaded, options.generation, options.model.resolved_numerics(), profile,
-                   std::move(tools));
+  ChatSession chat(*runtime, *loaded, options.generation, options.model.resolved_numerics(),
+                   profile, std::move(tools));
   chat.set_thinking(options.think);
   chat.set_system(options.system);
 

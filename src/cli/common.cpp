@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/preload.h"
+#include "cli/progress.h"
 #include "core/error.h"
 #include "kernels/cpu/isa.h"
 
@@ -43,6 +44,16 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
       ->capture_default_str();
   app.add_flag("--check-finite", options.check_finite,
                "read every weight first and refuse NaN and infinity");
+  app.add_option("--device", options.device,
+                 "where the model runs: cpu, cuda or cuda:N (an H100, H200 or GH200)")
+      ->check([](const std::string& text) -> std::string {
+        const bool numbered = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
+                              text.find_first_not_of("0123456789", 5) == std::string::npos;
+        return text == "cpu" || text == "cuda" || numbered
+                   ? ""
+                   : fmt::format("\"{}\" is no device; wanted cpu, cuda or cuda:N", text);
+      })
+      ->capture_default_str();
   add_run_options(app, options.run);
 }
 
@@ -75,10 +86,26 @@ Numerics ModelOptions::resolved_numerics() const {
   return numerics == "fp32" ? Numerics::fp32 : Numerics::official;
 }
 
-std::unique_ptr<engine::LoadedModel> ModelOptions::load() const {
+std::unique_ptr<engine::Runtime> ModelOptions::runtime() const {
+  std::optional<int> gpu;
+  if (device != "cpu") gpu = device == "cuda" ? 0 : std::stoi(device.substr(5));
+  return std::make_unique<engine::Runtime>(run.threads, gpu);
+}
+
+std::unique_ptr<engine::LoadedModel> ModelOptions::load(engine::Runtime* runtime) const {
   run.apply();
-  auto loaded = engine::load_model(resolved_directory(), {.check_finite = check_finite});
-  preload(loaded->directory);
+  engine::LoadOptions options{.check_finite = check_finite};
+  std::optional<ProgressBar> bar;
+  if (runtime != nullptr && runtime->gpu() != nullptr) {
+    preload(resolved_directory());
+    options.stream = &runtime->stream();
+    options.allocator = &runtime->allocator();
+    bar.emplace("weights to the GPU", ProgressBar::Unit::bytes);
+    options.progress = [&](std::size_t done, std::size_t total) { bar->update(done, total); };
+  }
+  auto loaded = engine::load_model(resolved_directory(), options);
+  bar.reset();
+  if (options.stream == nullptr) preload(loaded->directory);
   for (const std::string& warning : loaded->weights.warnings()) remark("warning: " + warning);
   return loaded;
 }

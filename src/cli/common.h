@@ -39,12 +39,16 @@ struct ModelOptions {
   Path directory;  // empty: the embedded model
   std::string numerics = "official";
   bool check_finite = false;
+  std::string device = "cpu";  // or "cuda", "cuda:1"
   RunOptions run;
 
   [[nodiscard]] Path resolved_directory() const;
   [[nodiscard]] Numerics resolved_numerics() const;
-  // Sets the instruction set and loads; warnings go to stderr.
-  [[nodiscard]] std::unique_ptr<engine::LoadedModel> load() const;
+  // Threads and kernels of the chosen device. Throws Error device when there is none such.
+  [[nodiscard]] std::unique_ptr<engine::Runtime> runtime() const;
+  // Sets the instruction set and loads; warnings go to stderr. To run it, give the runtime, which
+  // must outlive the model.
+  [[nodiscard]] std::unique_ptr<engine::LoadedModel> load(engine::Runtime* runtime = nullptr) const;
 };
 void add_model_options(CLI::App& app, ModelOptions& options);
 // Only --model.

@@ -76,7 +76,8 @@ int run(const Options& options) {
   if (options.has_prompt == !options.file.empty()) {
     throw CLI::RequiredError("one of --prompt and --file");
   }
-  const auto loaded = options.model.load();
+  const auto runtime = options.model.runtime();
+  const auto loaded = options.model.load(runtime.get());
   const io::Tokenizer& tokenizer = loaded->require_tokenizer();
   const auto profile = protocol::ChatProfile::v4_preview;
   if (options.chat) expect_chat_tokens(tokenizer, profile);
@@ -92,8 +93,7 @@ int run(const Options& options) {
         stop_tokens(*loaded, options.chat ? std::optional(profile) : std::nullopt);
   }
   TextStream stream(tokenizer, options.generation.stop);
-  engine::Runtime runtime(options.model.run.threads);
-  engine::Session session(runtime, *loaded,
+  engine::Session session(*runtime, *loaded,
                           options.generation.session(options.model.resolved_numerics()));
 
   std::string text;

@@ -88,13 +88,14 @@ std::vector<std::int64_t> row_range(std::int64_t begin, std::int64_t end) {
 // other go straight to the file; what else there is waits in memory.
 class Runner {
  public:
-  Runner(const Options& options, const engine::LoadedModel& loaded, Input input)
+  Runner(const Options& options, engine::Runtime& runtime, const engine::LoadedModel& loaded,
+         Input input)
       : options_(options),
         loaded_(loaded),
         input_(std::move(input)),
-        runtime_(options.model.run.threads),
-        ctx_(runtime_.context(options.model.resolved_numerics())),
-        kv_(loaded.config, {.numerics = options.model.resolved_numerics()}) {
+        ctx_(runtime.context(options.model.resolved_numerics())),
+        kv_(loaded.config,
+            {.numerics = options.model.resolved_numerics(), .memory = runtime.cache_memory()}) {
     const model::Config& c = loaded.config;
     const std::int64_t batch = input_.batch, seq = input_.seq;
     std::vector<io::TensorDecl> decls = {{"logits", DType::f32, {batch, seq, c.vocab_size}, {}}};
@@ -160,13 +161,14 @@ class Runner {
     model::Model::LayerObserver observer;
     if (options_.hidden) {
       observer = [&](std::int64_t layer, const Tensor& streams) {
-        each(streams, [&](std::int64_t sequence, const TensorView& rows) {
+        each(ctx_.to_host(streams), [&](std::int64_t sequence, const TensorView& rows) {
           place_rows(hidden_[static_cast<std::size_t>(layer)], input_.seq, sequence, begin, rows);
         });
       };
     }
     const Tensor streams = loaded_.model.forward(ctx_, batch, kv_, observer);
-    const Tensor logits = loaded_.model.logits(ctx_, streams, row_range(0, streams.dim(0)));
+    const Tensor logits =
+        ctx_.to_host(loaded_.model.logits(ctx_, streams, row_range(0, streams.dim(0))));
     if (options_.packed) {
       each(logits, [&](std::int64_t sequence, const TensorView& rows) {
         place_rows(logits_, input_.seq, sequence, begin, rows);
@@ -189,7 +191,7 @@ class Runner {
       const Tensor drafted = loaded_.model.mtp_forward(
           ctx_, 0, batch, kv_, streams.slice(row, row + known), tokens(sequence, begin + 1, known));
       place_rows(mtp_logits_, input_.seq - 1, sequence, begin,
-                 loaded_.model.mtp_logits(ctx_, 0, drafted, row_range(0, known)));
+                 ctx_.to_host(loaded_.model.mtp_logits(ctx_, 0, drafted, row_range(0, known))));
     }
   }
 
@@ -202,7 +204,6 @@ class Runner {
   const Options& options_;
   const engine::LoadedModel& loaded_;
   Input input_;
-  engine::Runtime runtime_;
   ExecContext ctx_;
   cache::PagedKv kv_;
   std::vector<std::int64_t> slots_;  // of the sequences that run now
@@ -212,7 +213,8 @@ class Runner {
 };
 
 int run(const Options& options) {
-  const auto loaded = options.model.load();
+  const auto runtime = options.model.runtime();
+  const auto loaded = options.model.load(runtime.get());
   if (options.mtp && loaded->model.n_mtp() == 0) {
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("{} has no MTP block; leave out --mtp", loaded->directory.string()));
@@ -223,7 +225,7 @@ int run(const Options& options) {
   }
   const InterruptGuard guard;
   try {
-    Runner(options, *loaded, read_input(options.input, loaded->config)).run();
+    Runner(options, *runtime, *loaded, read_input(options.input, loaded->config)).run();
   } catch (...) {
     std::error_code error;
     std::filesystem::remove(options.output.string() + ".partial", error);

@@ -32,7 +32,8 @@ int resume_journal(const Path& directory, const ModelOptions& model) {
     print("nothing is unfinished\n");
     return 0;
   }
-  const auto loaded = model.load();
+  const auto runtime = model.runtime();
+  const auto loaded = model.load(runtime.get());
   // As hadal serve would have it, so that the fingerprint is the same.
   server::ServedModel served =
       server::served_model(*loaded, {.id = {},
@@ -63,10 +64,9 @@ int resume_journal(const Path& directory, const ModelOptions& model) {
   const server::KeyRing keys;
   // The engine and the log hold streams of the App: it goes last, and is stopped first.
   server::App app({.log = [](const std::string& line) { remark(line); }}, keys);
-  engine::Runtime runtime(model.run.threads);
   journal::Writer writer(fs, directory, {}, recovered);
   engine::JournalLog log(writer);
-  engine::Engine engine(runtime, *loaded, {.numerics = model.resolved_numerics()}, &log);
+  engine::Engine engine(*runtime, *loaded, {.numerics = model.resolved_numerics()}, &log);
   server::EngineGenerator generator(engine);
   struct Stop {
     server::App& app;

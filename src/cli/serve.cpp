@@ -119,7 +119,8 @@ class Process {
   }
 
   void load() {
-    loaded_ = options_.model.load();
+    runtime_ = options_.model.runtime();
+    loaded_ = options_.model.load(runtime_.get());
     model_ =
         server::served_model(*loaded_, {.id = served_name(options_),
                                         .aliases = options_.aliases,
@@ -130,7 +131,6 @@ class Process {
                                         .version = HADAL_VERSION,
                                         .created = std::time(nullptr),
                                         .defaults = GenerationOptions{}.sampling(*loaded_)});
-    runtime_ = std::make_unique<engine::Runtime>(options_.model.run.threads);
     if (!options_.free_answers) {
       grammars_ = std::make_unique<grammar::GrammarCache>(model_->tokenizer);
     }
@@ -255,9 +255,9 @@ class Process {
 
   const ServeOptions& options_;
   server::KeyRing keys_;
+  std::unique_ptr<engine::Runtime> runtime_;
   std::unique_ptr<engine::LoadedModel> loaded_;
   std::optional<server::ServedModel> model_;
-  std::unique_ptr<engine::Runtime> runtime_;
   std::unique_ptr<grammar::GrammarCache> grammars_;
   std::unique_ptr<protocol::AnswerMemory> memory_;
   std::unique_ptr<journal::Writer> writer_;

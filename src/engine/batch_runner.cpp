@@ -120,7 +120,9 @@ void BatchRunner::run_pass(std::span<BatchJob> jobs) {
   if (batch.n_tokens() > 0) {
     const auto begin = std::chrono::steady_clock::now();
     streams = loaded_.model.forward(ctx_, batch, kv_);
-    if (!wanted.empty()) logits = loaded_.model.logits(ctx_, streams, wanted);
+    if (!wanted.empty()) {
+      logits = ctx_.to_host(loaded_.model.logits(ctx_, streams, wanted));
+    }
     forward_seconds_ +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
@@ -187,7 +189,7 @@ std::vector<std::vector<TokenId>> BatchRunner::draft(std::span<const BatchJob> j
   for (std::int64_t depth = 0;; ++depth) {
     std::vector<std::int64_t> rows;
     for (const Drafter& d : drafters) rows.push_back(d.last_row);
-    const Tensor logits = loaded_.model.mtp_logits(ctx_, 0, streams, rows);
+    const Tensor logits = ctx_.to_host(loaded_.model.mtp_logits(ctx_, 0, streams, rows));
     ctx_.stream().pool().parallel_for(
         static_cast<std::int64_t>(drafters.size()), 1, [&](std::int64_t begin, std::int64_t end) {
           for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {

@@ -59,7 +59,8 @@ EngineLoop::EngineLoop(Runtime& runtime, const LoadedModel& loaded, const Engine
           {.numerics = options_.numerics,
            .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0,
            .page_tokens = options_.page_tokens,
-           .page_budget_bytes = options_.kv_bytes}),
+           .page_budget_bytes = options_.kv_bytes,
+           .memory = runtime.cache_memory()}),
       prefixes_(options_.prefix_cache
                     ? std::make_unique<cache::PrefixCache>(
                           kv_,

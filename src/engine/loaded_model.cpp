@@ -13,6 +13,22 @@ const io::Tokenizer& LoadedModel::require_tokenizer() const {
   return *tokenizer;
 }
 
+namespace {
+
+model::BoundWeights on_device(const model::BoundWeights& weights, const LoadOptions& options) {
+  if (options.stream == nullptr || options.stream->device() == DeviceKind::cpu) return weights;
+  std::size_t done = 0;
+  return weights.moved([&](const Tensor& host) {
+    const Tensor device = options.allocator->empty(host.shape(), host.dtype());
+    options.stream->upload(host, device);
+    done += host.nbytes();
+    if (options.progress) options.progress(done, weights.nbytes());
+    return device;
+  });
+}
+
+}  // namespace
+
 std::unique_ptr<LoadedModel> load_model(const Path& directory, const LoadOptions& options) {
   model::Config config = model::load_config(directory);
   model::BoundWeights weights = model::BoundWeights::bind(io::Checkpoint::open(directory), config,
@@ -29,7 +45,7 @@ std::unique_ptr<LoadedModel> load_model(const Path& directory, const LoadOptions
                       tokenizer_path.string(), tokenizer->vocab_size() - 1, config.vocab_size));
     }
   }
-  model::Model model(config, weights);
+  model::Model model(config, on_device(weights, options));
   return std::make_unique<LoadedModel>(LoadedModel{directory, std::move(config), std::move(weights),
                                                    std::move(model), std::move(tokenizer)});
 }

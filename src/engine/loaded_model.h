@@ -1,6 +1,7 @@
 // engine: generations. It speaks tokens and logits; prompts, tools and JSON are protocol's.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -11,13 +12,19 @@ namespace hadal::engine {
 
 struct LoadOptions {
   bool check_finite = false;  // read every weight and refuse NaN and infinity
+  // Where the model will run; null, or a stream of the CPU, leaves the weights in the page cache.
+  // A GPU's takes copies of them, and must outlive the model.
+  const Stream* stream = nullptr;
+  PoolAllocator* allocator = nullptr;                                      // of that GPU's memory
+  std::function<void(std::size_t done, std::size_t total)> progress = {};  // of copying, in bytes
 };
 
-// A checkpoint directory, ready to run. Weights stay in the page cache: loading maps files.
+// A checkpoint directory, ready to run. On the CPU weights stay in the page cache: loading maps
+// files.
 struct LoadedModel {
   Path directory;
   model::Config config;
-  model::BoundWeights weights;
+  model::BoundWeights weights;  // as the files have them
   model::Model model;
   std::optional<io::Tokenizer> tokenizer;  // when the directory has a tokenizer.json
 

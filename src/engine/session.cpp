@@ -31,8 +31,12 @@ SessionOptions usable(SessionOptions options, const LoadedModel& loaded) {
 
 }  // namespace
 
-Runtime::Runtime(int n_threads) : pool_(n_threads) {
+Runtime::Runtime(int n_threads, std::optional<int> gpu)
+    : pool_(n_threads),
+      queue_(gpu ? std::make_unique<cuda::Queue>(*gpu) : nullptr),
+      stream_(queue_ ? Stream(pool_, *queue_) : Stream(pool_)) {
   kernels::cpu::register_kernels(registry_);
+  kernels::cuda::register_kernels(registry_);
 }
 
 Session::Session(Runtime& runtime, const LoadedModel& loaded, const SessionOptions& options)
@@ -43,7 +47,8 @@ Session::Session(Runtime& runtime, const LoadedModel& loaded, const SessionOptio
            // A step forgets at most its drafts; truncate() one token more.
            .rollback_tokens = options_.draft_tokens > 0 ? options_.draft_tokens + 1 : 0,
            // Nobody shares these pages, and the indexer is quicker over long ones.
-           .page_tokens = 1024}),
+           .page_tokens = 1024,
+           .memory = runtime.cache_memory()}),
       runner_(runtime.context(options.numerics), loaded, kv_, options_.draft_tokens > 0) {
   text_.slot = kv_.open();
 }

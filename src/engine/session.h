@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/cuda/queue.h"
 #include "engine/batch_runner.h"
 
 namespace hadal::engine {
@@ -12,17 +13,26 @@ namespace hadal::engine {
 // Threads, memory and kernels for running models. Must outlive the sessions that use it.
 class Runtime {
  public:
-  explicit Runtime(int n_threads = 0);  // 0: every core this process may use
+  // n_threads = 0 takes every core this process may use.
+  // Throws Error device when a GPU is asked for and there is none that will do.
+  explicit Runtime(int n_threads = 0, std::optional<int> gpu = std::nullopt);
   [[nodiscard]] ExecContext context(Numerics numerics) {
-    return {stream_, allocator_, registry_, numerics};
+    return {stream_, allocator(), registry_, numerics};
   }
   [[nodiscard]] ThreadPool& pool() { return pool_; }
   [[nodiscard]] const KernelRegistry& registry() const { return registry_; }
-  [[nodiscard]] PoolAllocator& allocator() { return allocator_; }
+  [[nodiscard]] const Stream& stream() const { return stream_; }
+  [[nodiscard]] PoolAllocator& allocator() { return queue_ ? queue_->memory() : allocator_; }
+  [[nodiscard]] const cuda::Queue* gpu() const { return queue_.get(); }  // null: the CPU
+  // For caches of models that run here.
+  [[nodiscard]] cache::DeviceMemory cache_memory() {
+    return queue_ ? cache::DeviceMemory{&stream_, &queue_->memory()} : cache::DeviceMemory{};
+  }
 
  private:
   ThreadPool pool_;
-  Stream stream_{pool_};
+  std::unique_ptr<cuda::Queue> queue_;
+  Stream stream_;
   PoolAllocator allocator_;
   KernelRegistry registry_;
 };

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
-
 #include "core/digest.h"
 #include "core/error.h"
 
@@ -33,8 +31,10 @@ std::unique_ptr<SwapImage> SwapStore::save(const cache::PagedKv& kv, std::int64_
   std::vector<std::byte> bytes = kv.save_state(slot, position);
   const auto pages = kv.pages(slot).first(static_cast<std::size_t>(kv.pages_for(position)));
   bytes.reserve(bytes.size() + pages.size() * kv.page_bytes());
+  std::vector<std::byte> copy;
   for (const cache::PageRef& page : pages) {
-    bytes.insert(bytes.end(), page->bytes(), page->bytes() + page->nbytes());
+    const std::span<const std::byte> content = page->read(copy);
+    bytes.insert(bytes.end(), content.begin(), content.end());
   }
   image->nbytes_ = bytes.size();
   image->crc_ = crc32c(bytes);
@@ -71,7 +71,7 @@ bool SwapStore::restore(cache::PagedKv& kv, std::int64_t slot, const SwapImage& 
   bytes = bytes.subspan(state);
   for (const cache::PageRef& page :
        kv.pages(slot).first(static_cast<std::size_t>(kv.pages_for(image.position_)))) {
-    std::memcpy(page->bytes(), bytes.data(), page->nbytes());
+    page->write(bytes.first(page->nbytes()));
     bytes = bytes.subspan(page->nbytes());
   }
   return true;

@@ -10,6 +10,7 @@
 #include "model/finite_scan.h"
 #include "model/weight_layout.h"
 #include "model/weight_names.h"
+#include "model/weights.h"
 
 namespace hadal::model {
 
@@ -353,6 +354,7 @@ BoundWeights BoundWeights::bind(const io::Checkpoint& checkpoint, const Config& 
     if (!weight) continue;
     bound.nbytes_ += weight->nbytes();
     bound.by_name_.emplace(w.name, Bound{std::move(*weight), w.role});
+    bound.order_.push_back(w.name);
   }
   binder.throw_if_problems();
   bound.warnings_ = binder.warnings();
@@ -367,8 +369,24 @@ BoundWeights BoundWeights::from_memory(
     expect_shape(weight.data, w.shape, w.name);
     bound.nbytes_ += weight.nbytes();
     bound.by_name_.emplace(w.name, Bound{std::move(weight), w.role});
+    bound.order_.push_back(w.name);
   }
   return bound;
+}
+
+BoundWeights BoundWeights::moved(const std::function<Tensor(const Tensor&)>& move) const {
+  BoundWeights out;
+  out.warnings_ = warnings_;
+  out.order_ = order_;
+  for (const std::string& name : order_) {
+    const Bound& from = by_name_.at(name);
+    const bool small = from.role == WeightRole::norm || from.role == WeightRole::f32_only;
+    QuantTensor to{move(small ? as_f32(from.weight.data) : from.weight.data),
+                   from.weight.scale ? move(from.weight.scale) : Tensor(), from.weight.block};
+    out.nbytes_ += to.nbytes();
+    out.by_name_.emplace(name, Bound{std::move(to), from.role});
+  }
+  return out;
 }
 
 const BoundWeights::Bound& BoundWeights::at(std::string_view name) const {

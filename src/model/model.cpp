@@ -24,18 +24,11 @@ ops::RopeParameters rope_parameters(const Config& config, const RopeSpec& spec) 
   return p;
 }
 
-template <class T>
-Tensor ids_tensor(ExecContext& ctx, std::span<const T> ids) {
-  Tensor t = ctx.empty({static_cast<std::int64_t>(ids.size())}, DType::i32);
-  std::transform(ids.begin(), ids.end(), t.data<std::int32_t>(),
-                 [](T id) { return static_cast<std::int32_t>(id); });
-  return t;
-}
-
 // Selected rows of x [n, ...].
 Tensor take_rows(ExecContext& ctx, const Tensor& x, std::span<const std::int64_t> rows) {
   const std::int64_t n = static_cast<std::int64_t>(rows.size()), width = x.numel() / x.dim(0);
-  const Tensor flat = ops::embed(ctx, ids_tensor(ctx, rows), x.reshape({x.dim(0), width}), 1);
+  const Tensor flat =
+      ops::embed(ctx, ops::row_ids(ctx, rows, x.dim(0)), x.reshape({x.dim(0), width}), 1);
   return flat.reshape({n, x.dim(1), width / x.dim(1)});
 }
 
@@ -73,7 +66,7 @@ Step Model::make_step(ExecContext& ctx, const TokenBatch& batch, KvState& kv,
                       const StepOptions& options) const {
   Step step{.batch = batch,
             .kv = kv,
-            .token_ids = ids_tensor(ctx, std::span<const TokenId>(batch.token_ids)),
+            .token_ids = ops::row_ids(ctx, batch.token_ids, config_.vocab_size),
             .rope_tables = {},
             .csa_selection = options.csa_selection,
             .observer = options.observer};
@@ -111,7 +104,7 @@ Tensor Model::mtp_forward(ExecContext& ctx, std::int64_t depth, const TokenBatch
                           KvState& kv, const Tensor& streams, std::span<const TokenId> next_ids,
                           const StepOptions& options) const {
   const Step step = make_step(ctx, batch, kv, options);
-  const Tensor next = ops::embed(ctx, ids_tensor(ctx, next_ids), embed_, 1);
+  const Tensor next = ops::embed(ctx, ops::row_ids(ctx, next_ids, config_.vocab_size), embed_, 1);
   return mtp_[static_cast<std::size_t>(depth)].forward(ctx, step, streams, next);
 }
 

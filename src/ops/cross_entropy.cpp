@@ -19,6 +19,7 @@ Tensor cross_entropy(ExecContext& ctx, const Tensor& x, const QuantTensor& head,
                       target[t], t, head.rows()));
     }
   }
+  const Tensor device_targets = ctx.to_device(targets);
   Tape* tape = ctx.tape_for(x, head.data);
   Tensor loss = ctx.empty({x.dim(0)}, DType::f32);
   const Tensor dx = tape != nullptr ? ctx.empty(x.shape(), DType::f32) : Tensor();
@@ -29,7 +30,7 @@ Tensor cross_entropy(ExecContext& ctx, const Tensor& x, const QuantTensor& head,
                               .dhead = dhead,
                               .x = x,
                               .head = &head,
-                              .targets = targets,
+                              .targets = device_targets,
                               .scale = scale});
   if (tape != nullptr) {
     tape->record(

@@ -8,4 +8,18 @@ double KernelProfile::total_seconds() const {
   return total;
 }
 
+Tensor ExecContext::to_device(const Tensor& host) const {
+  if (stream_->device() == DeviceKind::cpu || !host) return host;
+  const Tensor device = empty(host.shape(), host.dtype());
+  stream_->upload(host, device);
+  return device;
+}
+
+Tensor ExecContext::to_host(const Tensor& x) const {
+  if (stream_->device() == DeviceKind::cpu || !x) return x;
+  const Tensor host = Tensor::empty(x.shape(), x.dtype());
+  stream_->download(x, host);
+  return host;
+}
+
 }  // namespace hadal

@@ -67,12 +67,22 @@ class ExecContext {
   }
   [[nodiscard]] Tensor activation(Shape shape) const { return empty(shape, activation_dtype()); }
 
+  // Memory that the host writes, for to_device().
+  [[nodiscard]] Tensor host_empty(Shape shape, DType dtype) const {
+    return stream_->device() == DeviceKind::cpu ? empty(shape, dtype) : Tensor::empty(shape, dtype);
+  }
+  // What the host wrote, where kernels can read it: the same tensor on the CPU.
+  [[nodiscard]] Tensor to_device(const Tensor& host) const;
+  // What kernels wrote, where the host can read it. Waits for them.
+  [[nodiscard]] Tensor to_host(const Tensor& x) const;
+
   template <class Args>
   void launch(KernelName<Args> name, DType dtype, const Args& args) const {
     const auto kernel = registry_->find(name, {stream_->device(), dtype});
     if (profile == nullptr) return kernel(*stream_, args);
     const auto begin = std::chrono::steady_clock::now();
     kernel(*stream_, args);
+    stream_->wait();  // a GPU only took the order
     KernelProfile::Entry& entry = profile->kernels[name.name];
     entry.calls += 1;
     entry.seconds +=

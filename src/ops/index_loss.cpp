@@ -71,15 +71,17 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
                   }});
   }
   IndexLoss out;
+  const Tensor losses = ctx.to_host(loss), masses = ctx.to_host(mass),
+               recalls = ctx.to_host(recall);
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     // A row that is not a number counts, so that it is seen.
-    if (!(mass.data<const float>()[t] < 1e-20f)) {
+    if (!(masses.data<const float>()[t] < 1e-20f)) {
       out.n_rows += 1;
-      out.sum += static_cast<double>(loss.data<const float>()[t]);
+      out.sum += static_cast<double>(losses.data<const float>()[t]);
     }
-    if (recall && recall.data<const float>()[t] >= 0.0f) {
+    if (recalls && recalls.data<const float>()[t] >= 0.0f) {
       out.n_recall_rows += 1;
-      out.recall_sum += static_cast<double>(recall.data<const float>()[t]);
+      out.recall_sum += static_cast<double>(recalls.data<const float>()[t]);
     }
   }
   return out;

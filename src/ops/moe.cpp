@@ -73,8 +73,10 @@ Routing route_hashed(ExecContext& ctx, const Tensor& logits, const Tensor& token
 Routing route_forced(ExecContext& ctx, const Tensor& logits, const Tensor& experts,
                      float routed_scaling_factor) {
   expect_shape(experts, {logits.dim(0), experts.dim(1)}, "route_forced: experts");
+  // A GPU's would have to be waited for; there, whoever made them vouches for them.
+  const bool readable = ctx.stream().device() == DeviceKind::cpu;
   const auto* id = experts.data<const std::int32_t>();
-  for (std::int64_t i = 0; i < experts.numel(); ++i) {
+  for (std::int64_t i = 0; readable && i < experts.numel(); ++i) {
     if (id[i] < 0 || id[i] >= logits.dim(1)) {
       throw Error(ErrorCode::invalid_argument,
                   fmt::format("route_forced: expert {} for token {} is outside [0, {})", id[i],
@@ -92,9 +94,11 @@ Routing route_forced(ExecContext& ctx, const Tensor& logits, const Tensor& exper
                 .routed_scaling_factor = routed_scaling_factor});
 }
 
-std::vector<std::int64_t> expert_load(const Routing& routing, std::int64_t n_experts) {
+std::vector<std::int64_t> expert_load(ExecContext& ctx, const Routing& routing,
+                                      std::int64_t n_experts) {
   std::vector<std::int64_t> load(static_cast<std::size_t>(n_experts));
-  const auto* expert = routing.experts.data<const std::int32_t>();
+  const Tensor experts = ctx.to_host(routing.experts);
+  const auto* expert = experts.data<const std::int32_t>();
   for (std::int64_t i = 0; i < routing.experts.numel(); ++i) {
     ++load.at(static_cast<std::size_t>(expert[i]));
   }

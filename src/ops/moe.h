@@ -27,7 +27,8 @@ struct Routing {
                                    float routed_scaling_factor);
 
 // How many tokens chose each expert.
-[[nodiscard]] std::vector<std::int64_t> expert_load(const Routing& routing, std::int64_t n_experts);
+[[nodiscard]] std::vector<std::int64_t> expert_load(ExecContext& ctx, const Routing& routing,
+                                                    std::int64_t n_experts);
 
 // Sequence-wise balance loss of one layer (kernels/moe.h), and, with a tape, coefficient times the
 // gradient of its sum in the logits. A loss: nothing is differentiable through its result.

@@ -45,18 +45,16 @@ RopeFrequencies rope_frequencies(const RopeParameters& p) {
 Tensor rope_table(ExecContext& ctx, const RopeFrequencies& frequencies,
                   std::span<const std::int64_t> positions) {
   const std::vector<float>& f = frequencies.inverse_wavelength;
-  Tensor table = ctx.empty(
-      {static_cast<std::int64_t>(positions.size()), static_cast<std::int64_t>(f.size()), 2},
-      DType::f32);
-  float* out = table.data<float>();
-  for (const std::int64_t position : positions) {
-    for (const float frequency : f) {
-      // The angle is the rounded product; its cosine is computed as exactly as double allows.
-      const float angle = static_cast<float>(position) * frequency;
-      *out++ = static_cast<float>(std::cos(static_cast<double>(angle)));
-      *out++ = static_cast<float>(std::sin(static_cast<double>(angle)));
-    }
-  }
+  const Tensor host_positions = ctx.host_empty({std::ssize(positions)}, DType::i64);
+  const Tensor host_frequencies = ctx.host_empty({std::ssize(f)}, DType::f32);
+  std::copy(positions.begin(), positions.end(), host_positions.data<std::int64_t>());
+  std::copy(f.begin(), f.end(), host_frequencies.data<float>());
+  const Tensor device_positions = ctx.to_device(host_positions);
+  const Tensor device_frequencies = ctx.to_device(host_frequencies);
+  Tensor table = ctx.empty({std::ssize(positions), std::ssize(f), 2}, DType::f32);
+  ctx.launch(kRopeTable, DType::f32,
+             RopeTableArgs{
+                 .table = table, .positions = device_positions, .frequencies = device_frequencies});
   return table;
 }
 

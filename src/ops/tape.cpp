@@ -121,21 +121,21 @@ void Tape::add_gradient(ExecContext& ctx, VariableId id, Tensor gradient) {
   }
   if (v.gradient.storage().use_count() > 1) {  // shared with another variable's: not ours to change
     const Tensor own = allocator_->empty(v.shape, DType::f32);
-    std::memcpy(own.bytes(), v.gradient.bytes(), own.nbytes());
+    ctx.stream().copy(v.gradient, own);
     v.gradient = own;
   }
   add(v.gradient);
 }
 
-Tensor Tape::gradient_buffer(VariableId id, const Shape& shape) {
+Tensor Tape::gradient_buffer(ExecContext& ctx, VariableId id, const Shape& shape) {
   if (is_parameter(id)) return parameter_gradients_[id];
   Variable& v = at(id);
   if (!v.gradient) {
     v.gradient = allocator_->empty(v.shape, DType::f32);
-    std::memset(v.gradient.bytes(), 0, v.gradient.nbytes());
+    ctx.stream().zero(v.gradient);
   } else if (v.gradient.storage().use_count() > 1) {
     const Tensor own = allocator_->empty(v.shape, DType::f32);
-    std::memcpy(own.bytes(), v.gradient.bytes(), own.nbytes());
+    ctx.stream().copy(v.gradient, own);
     v.gradient = own;
   }
   return v.gradient.reshape(shape);
@@ -177,7 +177,7 @@ bool Backward::has_gradient(std::size_t output) const {
 
 Tensor Backward::gradient(std::size_t output) const {
   const VariableId id = node_->outputs[output];
-  return tape_->gradient_buffer(id, tape_->at(id).shape);
+  return tape_->gradient_buffer(*ctx_, id, tape_->at(id).shape);
 }
 
 bool Backward::wants(std::size_t input) const {
@@ -194,7 +194,7 @@ void Backward::accumulate(std::size_t input, Tensor gradient) {
 Tensor Backward::target(std::size_t input) const {
   if (!wants(input)) return {};
   const Tape::Input& in = node_->inputs[input];
-  return tape_->gradient_buffer(in.variable, in.like.shape());
+  return tape_->gradient_buffer(*ctx_, in.variable, in.like.shape());
 }
 
 Tensor recompute(ExecContext& ctx, Tensor x) {

@@ -108,7 +108,7 @@ class Tape {
   void mark(VariableId id);
   [[nodiscard]] Tensor rebuild(ExecContext& ctx, VariableId id);
   void add_gradient(ExecContext& ctx, VariableId id, Tensor gradient);
-  [[nodiscard]] Tensor gradient_buffer(VariableId id, const Shape& shape);
+  [[nodiscard]] Tensor gradient_buffer(ExecContext& ctx, VariableId id, const Shape& shape);
 
   PoolAllocator* allocator_;
   VariableId n_parameters_;

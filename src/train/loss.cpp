@@ -9,13 +9,14 @@ namespace hadal::train {
 namespace {
 
 Tensor target_tensor(ExecContext& ctx, std::span<const TokenId> targets) {
-  Tensor t = ctx.empty({std::ssize(targets)}, DType::i32);
+  Tensor t = ctx.host_empty({std::ssize(targets)}, DType::i32);
   std::transform(targets.begin(), targets.end(), t.data<std::int32_t>(),
                  [](TokenId id) { return static_cast<std::int32_t>(id); });
   return t;
 }
 
-double sum(const Tensor& loss) {
+double sum(ExecContext& ctx, const Tensor& losses) {
+  const Tensor loss = ctx.to_host(losses);
   double total = 0;
   for (std::int64_t t = 0; t < loss.numel(); ++t) total += loss.data<const float>()[t];
   return total;
@@ -49,8 +50,8 @@ LossSums run_losses(ExecContext& ctx, const model::Model& model, const MicroBatc
   const Tensor streams = model.forward(ctx, batch.tokens, kv, nullptr, options.step);
   if (!options.main_loss) return sums;
   const Tensor x = recompute(ctx, model.collapse(ctx, streams));
-  sums.main = sum(
-      ops::cross_entropy(ctx, x, model.head(), target_tensor(ctx, batch.targets), options.scale));
+  sums.main = sum(ctx, ops::cross_entropy(ctx, x, model.head(), target_tensor(ctx, batch.targets),
+                                          options.scale));
   sums.n_targets = count(batch.targets);
   if (options.mtp_scale <= 0 || model.n_mtp() == 0) return sums;
 
@@ -61,8 +62,8 @@ LossSums run_losses(ExecContext& ctx, const model::Model& model, const MicroBatc
   const std::vector<TokenId> targets = mtp_targets(batch);
   const Tensor ahead = model.mtp_forward(ctx, 0, batch.tokens, kv, streams, next, options.step);
   const Tensor y = recompute(ctx, model.mtp_collapse(ctx, 0, ahead));
-  sums.mtp =
-      sum(ops::cross_entropy(ctx, y, model.head(), target_tensor(ctx, targets), options.mtp_scale));
+  sums.mtp = sum(ctx, ops::cross_entropy(ctx, y, model.head(), target_tensor(ctx, targets),
+                                         options.mtp_scale));
   sums.n_mtp_targets = count(targets);
   return sums;
 }

@@ -5,7 +5,8 @@
 namespace hadal::train {
 
 namespace {
-double sum(const Tensor& x) {
+double sum(ExecContext& ctx, const Tensor& on_device) {
+  const Tensor x = ctx.to_host(on_device);
   double total = 0;
   for (std::int64_t i = 0; i < x.numel(); ++i) total += x.data<const float>()[i];
   return total;
@@ -31,7 +32,7 @@ Tensor StepWatch::forced_experts(std::int64_t layer) {
 void StepWatch::routed(ExecContext& ctx, std::int64_t layer, const Tensor& logits,
                        const ops::Routing& routing) {
   Layer& seen = layers_[static_cast<std::size_t>(layer)];
-  const auto load = ops::expert_load(routing, config_.n_routed_experts);
+  const auto load = ops::expert_load(ctx, routing, config_.n_routed_experts);
   for (std::size_t e = 0; e < load.size(); ++e) seen.load[e] += load[e];
   if (config_.layer(layer).hash_routed) return;  // nothing to balance: ids decide
   if (options_.record_choices) {
@@ -39,7 +40,7 @@ void StepWatch::routed(ExecContext& ctx, std::int64_t layer, const Tensor& logit
   }
   if (options_.balance_scale > 0) {
     seen.balance_loss +=
-        sum(ops::balance_loss(ctx, logits, routing, bounds_, options_.balance_scale));
+        sum(ctx, ops::balance_loss(ctx, logits, routing, bounds_, options_.balance_scale));
     seen.n_sequences += std::ssize(bounds_) - 1;
   }
 }

@@ -554,7 +554,7 @@ TEST(BalanceLossTest, IsOneWhenEven) {
   const Tensor loss =
       ops::balance_loss(tc.ctx, floats({2, 4}, std::vector<float>(8, 0.3f)), routing, bounds, 1);
   EXPECT_FLOAT_EQ(loss.data<float>()[0], 1.0f);
-  EXPECT_EQ(ops::expert_load(routing, 5), (std::vector<std::int64_t>{1, 1, 1, 1, 0}));
+  EXPECT_EQ(ops::expert_load(tc.ctx, routing, 5), (std::vector<std::int64_t>{1, 1, 1, 1, 0}));
 }
 
 TEST(BalanceLossTest, RefusesBoundsThatDoNotCoverTheTokens) {

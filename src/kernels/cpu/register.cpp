@@ -24,6 +24,7 @@ void embed(Stream&, const EmbedArgs&);
 void rms_norm(Stream&, const RmsNormArgs&);
 void head_norm(Stream&, const HeadNormArgs&);
 void rope(Stream&, const RopeArgs&);
+void rope_table(Stream&, const RopeTableArgs&);
 void linear(Stream&, const LinearArgs&);
 void hc_pre(Stream&, const HcPreArgs&);
 void hc_post(Stream&, const HcPostArgs&);
@@ -86,6 +87,8 @@ void register_kernels(KernelRegistry& registry) {
     registry.add(kScale, key, scale);
     registry.add(kCopy, key, copy);
   }
+
+  registry.add(kRopeTable, {DeviceKind::cpu, DType::f32}, rope_table);
 
   // Backward passes; the key is the activations' dtype, gradients are f32.
   const KernelKey f32{DeviceKind::cpu, DType::f32};
