@@ -22,8 +22,8 @@ struct ExpertRows {
   int tile_rows = 0;
 };
 
-// experts [n_tokens, topk] i32, weights [n_tokens, topk] f32. The device stops with an error when an
-// expert is outside [0, n_experts). Throws unsupported on more experts than shared memory holds.
+// experts [n_tokens, topk] i32, weights [n_tokens, topk] f32. The device stops with an error when
+// an expert is outside [0, n_experts). Throws unsupported on more experts than shared memory holds.
 [[nodiscard]] ExpertRows sort_by_expert(Stream& stream, const TensorView& experts,
                                         const TensorView& weights, std::int64_t n_experts,
                                         int tile_rows);
