@@ -1,14 +1,18 @@
 // Every CUDA kernel, by name and activation dtype.
+#include "kernels/compress_kv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embed.h"
 #include "kernels/hyper_connection.h"
+#include "kernels/indexer.h"
+#include "kernels/kv_rows.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 #include "kernels/newton_schulz.h"
 #include "kernels/registry.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/sparse_attention.h"
 
 namespace hadal::kernels::cuda {
 
@@ -32,6 +36,15 @@ void moe_route(Stream&, const MoeRouteArgs&);
 // Products with weights.
 void linear(Stream&, const LinearArgs&);
 void moe_experts(Stream&, const MoeExpertsArgs&);
+
+// Attention and its memory.
+void store_kv_rows(Stream&, const StoreRowsArgs&);
+void copy_kv_rows(Stream&, const CopyRowsArgs&);
+void compress_kv(Stream&, const CompressKvArgs&);
+void hadamard(Stream&, const HadamardArgs&);
+void fake_quantize_fp4(Stream&, const FakeQuantizeFp4Args&);
+void index_topk(Stream&, const IndexTopkArgs&);
+void sparse_attention(Stream&, const SparseAttentionArgs&);
 
 // Training.
 void linear_backward(Stream&, const LinearBackwardArgs&);
@@ -75,6 +88,18 @@ void register_rows(KernelRegistry& registry) {
   registry.add(kRopeTable, kF32, rope_table);
 }
 
+void register_attention(KernelRegistry& registry) {
+  for (const KernelKey key : {kF32, kBf16}) {
+    registry.add(kStoreRows, key, store_kv_rows);
+    registry.add(kCopyRows, key, copy_kv_rows);
+    registry.add(kCompressKv, key, compress_kv);
+    registry.add(kHadamard, key, hadamard);
+    registry.add(kFakeQuantizeFp4, key, fake_quantize_fp4);
+    registry.add(kIndexTopk, key, index_topk);
+    registry.add(kSparseAttention, key, sparse_attention);
+  }
+}
+
 void register_training(KernelRegistry& registry) {
   for (const KernelKey key : {kF32, kBf16}) {
     registry.add(kLinearBackward, key, linear_backward);
@@ -90,6 +115,7 @@ void register_kernels(KernelRegistry& registry) {
   register_elementwise(registry);
   register_products(registry);
   register_rows(registry);
+  register_attention(registry);
   register_training(registry);
 }
 

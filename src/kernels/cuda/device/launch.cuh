@@ -38,6 +38,7 @@ void allow_shared_memory(const void* kernel, int bytes);
 struct Grid {
   dim3 blocks, threads;
   int shared_bytes = 0;
+  int cluster = 1;  // blocks, along x, that run together and see each other's shared memory
 };
 
 // An empty grid is an empty batch: nothing is launched.
@@ -47,8 +48,23 @@ void launch(Stream& stream, const char* name, void (*kernel)(P...), const Grid& 
   if (grid.shared_bytes > 48 * 1024) {
     allow_shared_memory(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
   }
-  kernel<<<grid.blocks, grid.threads, static_cast<unsigned>(grid.shared_bytes),
-           static_cast<cudaStream_t>(stream.cuda().stream())>>>(std::forward<A>(args)...);
+  const auto queue = static_cast<cudaStream_t>(stream.cuda().stream());
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid.blocks;
+    config.blockDim = grid.threads;
+    config.dynamicSmemBytes = static_cast<std::size_t>(grid.shared_bytes);
+    config.stream = queue;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    (void)cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);  // checked below
+  } else {
+    kernel<<<grid.blocks, grid.threads, static_cast<unsigned>(grid.shared_bytes), queue>>>(
+        std::forward<A>(args)...);
+  }
   check_launch(name);
 }
 

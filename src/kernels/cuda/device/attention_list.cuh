@@ -1,0 +1,161 @@
+// What both attention kernels share: the list of a token, and the softmax that runs along it.
+//
+// A token's list - its window, oldest first, then its compressed entries, ascending - is walked in
+// tiles of 64 from its beginning, with the maximum so far: every value is one chain along the list
+// (scores: along the head; sums and outputs: tile after tile). That chain is a function of the list
+// alone. So a token has the same bits alone, in any batch, in prefill and in decode, however many
+// heads share a block. The reference walks blocks of 64 too (architecture.md §3.4.2).
+//
+// Compared with the CPU, which takes probabilities against the maximum of the whole list, bf16
+// rounds each p against the maximum so far: both are off by at most 2^-9 of p, not by the same.
+#pragma once
+
+#include <limits>
+
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/device/sequence_table.cuh"
+
+namespace hadal::kernels::cuda::attention {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kTile = 64;  // rows of a list that are worked on at a time
+// Scores of a head and tile in shared memory: 16 more, so that the quads of two heads use different
+// banks.
+inline constexpr int kScoreStride = kTile + 16;
+
+struct Sequence {
+  std::int64_t begin, end;  // tokens
+  std::int32_t start;       // position of token `begin`
+  std::int32_t ring_rows;
+  std::int32_t lists_all;  // no token of it leaves a visible entry out: entry j is number j
+  DeviceRows window, entries;
+};
+
+template <class T>
+struct Params {
+  T* o;
+  const T* q;
+  DeviceRows new_rows;
+  const float* sinks;
+  const std::int32_t* selected;  // null: all visible
+  float* log_sum_exp;            // null: not wanted
+  const Sequence* sequences;
+  int n_sequences;
+  int n_heads, width, window, ratio, topk;
+  float scale;
+  bool aligned;  // fp8_mixed rows that can be copied 16 bytes at a time
+};
+
+// The list of one token; the same in every thread.
+struct KeyList {
+  const Sequence* sequence;
+  const DeviceRows* new_rows;
+  const std::int32_t* selected;  // null: entry j is number j
+  std::int32_t oldest;           // position of the window's first row
+  int n_window, n;               // rows of the window; of the list
+  std::int64_t first_new;        // row of new_rows with the sequence's position `start`
+
+  __device__ RowAddress row(int j) const {
+    if (j >= n_window) {
+      const int e = j - n_window;
+      const int entry = selected != nullptr ? selected[e] : e;
+      return address_of(sequence->entries, static_cast<std::uint32_t>(entry));
+    }
+    const std::int32_t position = oldest + j;
+    if (position >= sequence->start) {
+      return address_of(*new_rows,
+                        static_cast<std::uint32_t>(first_new + position - sequence->start));
+    }
+    return address_of(sequence->window, static_cast<std::uint32_t>(position % sequence->ring_rows));
+  }
+};
+
+// The list of token t; n is 0 for a token of no sequence. `words` are two ints of shared memory.
+template <class T>
+__device__ KeyList list_of(const Params<T>& p, std::int64_t t, int* words) {
+  KeyList list{};
+  const Sequence* s = find_sequence(p.sequences, p.n_sequences, t, words);
+  if (s == nullptr) return list;
+  const auto position = static_cast<std::int32_t>(s->start + (t - s->begin));
+  list.sequence = s;
+  list.new_rows = &p.new_rows;
+  list.first_new = s->begin;
+  list.oldest = max(0, position - (p.window - 1));
+  list.n_window = position - list.oldest + 1;
+  int n_entries = p.ratio == 0 ? 0 : (position + 1) / p.ratio;
+  if (p.selected != nullptr && s->lists_all == 0) {
+    list.selected = p.selected + t * p.topk;
+    if (threadIdx.x == 0) words[1] = 0;
+    __syncthreads();
+    for (int k = static_cast<int>(threadIdx.x); k < p.topk; k += kThreads) {
+      if (list.selected[k] >= 0 && (k + 1 == p.topk || list.selected[k + 1] < 0)) words[1] = k + 1;
+    }
+    __syncthreads();
+    n_entries = words[1];
+  }
+  list.n = list.n_window + n_entries;
+  return list;
+}
+
+// What a head remembers along its list; in shared memory.
+struct Running {
+  float peak;    // largest score so far
+  float sum;     // of exp(score - peak), the sink not in it
+  float shrink;  // what the last tile made of everything before it
+};
+
+// Turns one head's scores of a tile into probabilities: `scores` [kTile] are dots, of which the
+// first n_valid are of the list; `probabilities` may be the same memory. Four lanes for a head,
+// `quarter` says which; the order of the sum is fixed.
+template <class T>
+__device__ __forceinline__ void softmax_tile(const float* scores, T* probabilities, int n_valid,
+                                             float scale, Running& running, int quarter) {
+  constexpr int kMine = kTile / 4;
+  float z[kMine];
+  float top = -std::numeric_limits<float>::infinity();
+#pragma unroll
+  for (int i = 0; i < kMine; i += 4) {
+    const int j = 4 * i + 4 * quarter;
+    const float4 four = *reinterpret_cast<const float4*>(scores + j);
+    const float dots[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      // No contraction with the subtraction below: every kernel must make the same of it.
+      z[i + k] =
+          j + k < n_valid ? __fmul_rn(dots[k], scale) : -std::numeric_limits<float>::infinity();
+      top = fmaxf(top, z[i + k]);
+    }
+  }
+  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+  const float peak = fmaxf(running.peak, top);
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMine; i += 4) {
+    const int j = 4 * i + 4 * quarter;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float weight = expf(__fsub_rn(z[i + k], peak));
+      sum = __fadd_rn(sum, weight);
+      put(probabilities[j + k], weight);
+    }
+  }
+  sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+  sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+  const float shrink = expf(__fsub_rn(running.peak, peak));
+  const float total = __fmaf_rn(running.sum, shrink, sum);
+  __syncwarp();  // all four have read what one writes
+  if (quarter == 0) running = {peak, total, shrink};
+}
+
+// The denominator of a head at the end of its list.
+__device__ __forceinline__ float denominator(const Running& running, float sink) {
+  return __fadd_rn(running.sum, expf(__fsub_rn(sink, running.peak)));
+}
+
+// Launchers of the two kernels.
+void attend_f32(Stream& stream, const Params<float>& params, std::int64_t n_tokens);
+void attend_bf16(Stream& stream, const Params<__nv_bfloat16>& params, std::int64_t n_tokens);
+
+}  // namespace hadal::kernels::cuda::attention
