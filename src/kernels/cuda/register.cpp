@@ -51,6 +51,7 @@ void linear_backward(Stream&, const LinearBackwardArgs&);
 void cross_entropy(Stream&, const CrossEntropyArgs&);
 void newton_schulz(Stream&, const NewtonSchulzArgs&);
 void moe_experts_backward(Stream&, const MoeExpertsBackwardArgs&);
+void sparse_attention_backward(Stream&, const SparseAttentionBackwardArgs&);
 
 namespace {
 
@@ -105,6 +106,7 @@ void register_training(KernelRegistry& registry) {
     registry.add(kLinearBackward, key, linear_backward);
     registry.add(kCrossEntropy, key, cross_entropy);
     registry.add(kMoeExpertsBackward, key, moe_experts_backward);
+    registry.add(kSparseAttentionBackward, key, sparse_attention_backward);
   }
   registry.add(kNewtonSchulz, kF32, newton_schulz);
 }
