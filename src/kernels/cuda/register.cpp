@@ -1,4 +1,5 @@
 // Every CUDA kernel, by name and activation dtype.
+#include "kernels/adamw.h"
 #include "kernels/compress_kv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
@@ -8,11 +9,13 @@
 #include "kernels/kv_rows.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
+#include "kernels/muon.h"
 #include "kernels/newton_schulz.h"
 #include "kernels/registry.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/sparse_attention.h"
+#include "kernels/sum_squares.h"
 
 namespace hadal::kernels::cuda {
 
@@ -45,6 +48,21 @@ void hadamard(Stream&, const HadamardArgs&);
 void fake_quantize_fp4(Stream&, const FakeQuantizeFp4Args&);
 void index_topk(Stream&, const IndexTopkArgs&);
 void sparse_attention(Stream&, const SparseAttentionArgs&);
+
+// Gradients of tokens, norms, streams and routes.
+void embed_backward(Stream&, const EmbedBackwardArgs&);
+void rms_norm_backward(Stream&, const RmsNormBackwardArgs&);
+void hc_gate_backward(Stream&, const HcGateBackwardArgs&);
+void hc_post_backward(Stream&, const HcPostBackwardArgs&);
+void compress_kv_backward(Stream&, const CompressKvBackwardArgs&);
+void moe_route_backward(Stream&, const MoeRouteBackwardArgs&);
+void balance_loss(Stream&, const BalanceLossArgs&);
+
+// The optimizer.
+void sum_squares(Stream&, const SumSquaresArgs&);
+void adamw(Stream&, const AdamwArgs&);
+void muon_momentum(Stream&, const MuonMomentumArgs&);
+void muon_update(Stream&, const MuonUpdateArgs&);
 
 // Training.
 void linear_backward(Stream&, const LinearBackwardArgs&);
@@ -101,6 +119,25 @@ void register_attention(KernelRegistry& registry) {
   }
 }
 
+void register_row_gradients(KernelRegistry& registry) {
+  registry.add(kEmbedBackward, kF32, embed_backward);
+  registry.add(kCompressKvBackward, kF32, compress_kv_backward);
+  registry.add(kMoeRouteBackward, kF32, moe_route_backward);
+  registry.add(kBalanceLoss, kF32, balance_loss);
+  for (const KernelKey key : {kF32, kBf16}) {
+    registry.add(kRmsNormBackward, key, rms_norm_backward);
+    registry.add(kHcGateBackward, key, hc_gate_backward);
+    registry.add(kHcPostBackward, key, hc_post_backward);
+  }
+}
+
+void register_optimizer(KernelRegistry& registry) {
+  registry.add(kSumSquares, kF32, sum_squares);
+  registry.add(kAdamw, kF32, adamw);
+  registry.add(kMuonMomentum, kF32, muon_momentum);
+  registry.add(kMuonUpdate, kF32, muon_update);
+}
+
 void register_training(KernelRegistry& registry) {
   for (const KernelKey key : {kF32, kBf16}) {
     registry.add(kLinearBackward, key, linear_backward);
@@ -118,6 +155,8 @@ void register_kernels(KernelRegistry& registry) {
   register_products(registry);
   register_rows(registry);
   register_attention(registry);
+  register_row_gradients(registry);
+  register_optimizer(registry);
   register_training(registry);
 }
 
