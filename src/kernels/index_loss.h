@@ -18,6 +18,8 @@ struct IndexLossArgs {
   TensorView recall;  // [n_tokens] f32  out: the share of the mass over all visible entries that is
                       // on the `recall_topk` best of I, or on the list; -1 where that is all of
                       // them. Empty: not wanted
+  TensorView best_recall;     // [n_tokens] f32  out, with recall: the largest share that as many
+                              // entries could have; -1 where recall is
   TensorView dindex_queries;  // f32, of the shapes of what they are gradients of; out. All empty:
   TensorView dindex_weights;  // none wanted
   TensorView dindex_keys;

@@ -36,6 +36,7 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
   const std::int64_t n_tokens = a.queries.dim(0);
   const Tensor loss = ctx.empty({n_tokens}, DType::f32), mass = ctx.empty({n_tokens}, DType::f32);
   const Tensor recall = options.recall_topk > 0 ? ctx.empty({n_tokens}, DType::f32) : Tensor();
+  const Tensor best_recall = recall ? ctx.empty({n_tokens}, DType::f32) : Tensor();
   Tape* tape = ctx.tape_for(a.index_queries, a.index_weights, a.index_keys);
   const auto gradient_of = [&](const Tensor& x) {
     return tape != nullptr ? ctx.empty(x.shape(), DType::f32) : Tensor();
@@ -46,6 +47,7 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
              IndexLossArgs{.loss = loss,
                            .mass = mass,
                            .recall = recall,
+                           .best_recall = best_recall,
                            .dindex_queries = dqueries,
                            .dindex_weights = dweights,
                            .dindex_keys = dkeys,
@@ -72,7 +74,7 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
   }
   IndexLoss out;
   const Tensor losses = ctx.to_host(loss), masses = ctx.to_host(mass),
-               recalls = ctx.to_host(recall);
+               recalls = ctx.to_host(recall), best_recalls = ctx.to_host(best_recall);
   for (std::int64_t t = 0; t < n_tokens; ++t) {
     // A row that is not a number counts, so that it is seen.
     if (!(masses.data<const float>()[t] < 1e-20f)) {
@@ -82,6 +84,7 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
     if (recalls && recalls.data<const float>()[t] >= 0.0f) {
       out.n_recall_rows += 1;
       out.recall_sum += static_cast<double>(recalls.data<const float>()[t]);
+      out.best_recall_sum += static_cast<double>(best_recalls.data<const float>()[t]);
     }
   }
   return out;

@@ -37,6 +37,7 @@ struct IndexLoss {
   // Share of a dense attention's mass on entries that the kept ones catch, summed over the rows
   // that leave some out: the entries in `selected`, else the recall_topk best.
   double recall_sum = 0;
+  double best_recall_sum = 0;  // of the largest shares that as many entries could catch
   std::int64_t n_recall_rows = 0;
 };
 

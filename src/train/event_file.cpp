@@ -151,6 +151,7 @@ void EventFile::record(const RunRecord& record) {
           add(r, "loss/train", r.loss), add_if(r, "loss/mtp", r.mtp_loss);
           add_if(r, "loss/balance", r.balance_loss), add_if(r, "indexer/loss", r.index_loss);
           add_if(r, "indexer/recall", r.index_recall);
+          add_if(r, "indexer/recall_of_best", r.index_recall_of_best);
           add(r, "optimizer/lr", r.lr), add(r, "optimizer/grad_norm", r.grad_norm);
           add(r, "optimizer/clipped", r.clipped ? 1 : 0);
           add_if(r, "optimizer/muon_update_rms", r.muon_update_rms);

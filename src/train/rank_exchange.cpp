@@ -143,8 +143,8 @@ void RankExchange::sum(StepWatch& watch) {
   std::vector<double> losses;
   std::vector<std::int64_t> counts;
   for (const StepWatch::Layer& layer : watch.layers()) {
-    losses.insert(losses.end(),
-                  {layer.balance_loss, layer.index_loss.sum, layer.index_loss.recall_sum});
+    losses.insert(losses.end(), {layer.balance_loss, layer.index_loss.sum,
+                                 layer.index_loss.recall_sum, layer.index_loss.best_recall_sum});
     counts.insert(counts.end(), layer.load.begin(), layer.load.end());
     const ClampCounts& c = layer.clamps;
     counts.insert(counts.end(),
@@ -157,7 +157,7 @@ void RankExchange::sum(StepWatch& watch) {
   const std::int64_t* count = counts.data();
   for (StepWatch::Layer& layer : watch.layers()) {
     layer.balance_loss = *loss++, layer.index_loss.sum = *loss++;
-    layer.index_loss.recall_sum = *loss++;
+    layer.index_loss.recall_sum = *loss++, layer.index_loss.best_recall_sum = *loss++;
     for (std::int64_t& n : layer.load) n = *count++;
     layer.n_sequences = *count++, layer.index_loss.n_rows = *count++;
     layer.index_loss.n_recall_rows = *count++;

@@ -28,7 +28,7 @@ constexpr Curve kCurves[] = {
     {"expert_load_max", "expert load", "{:.2f}"},
     {"dead_experts", "dead experts", "{:.0f}"},
     {"index_loss", "indexer loss", "{:.3g}"},
-    {"index_recall", "indexer recall", "{:.3f}"},
+    {"index_recall_of_best", "indexer recall", "{:.3f}"},
     {"tokens_per_second", "tokens/s", "{:.4g}"},
 };
 

@@ -107,9 +107,12 @@ void add_health(const RunHistory& run, Rows& rows) {
               "of all layers, median of the last tenth", settled(dead) > 0);
   double recall = std::nan("");
   for (const StepRecord& s : run.steps) {
-    if (s.index_recall && std::isfinite(*s.index_recall)) recall = *s.index_recall;
+    if (s.index_recall_of_best && std::isfinite(*s.index_recall_of_best)) {
+      recall = *s.index_recall_of_best;
+    }
   }
-  rows.add_if("Indexer recall", recall, percent(recall), "of the dense attention mass, newest",
+  rows.add_if("Indexer recall", recall, percent(recall),
+              "of the attention mass that as many entries could catch, newest",
               recall < kHealthyRecall);
 }
 

@@ -49,6 +49,7 @@ std::vector<std::pair<std::string, Getter>> getters() {
       {"balance_loss", optional(&S::balance_loss)},
       {"index_loss", optional(&S::index_loss)},
       {"index_recall", optional(&S::index_recall)},
+      {"index_recall_of_best", optional(&S::index_recall_of_best)},
       {"lr", [](const S& s) { return s.lr; }},
       {"grad_norm", [](const S& s) { return s.grad_norm; }},
       {"clipped_grad_norm", positive([](const S& s) { return s.clipped_grad_norm; })},

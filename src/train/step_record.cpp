@@ -22,6 +22,7 @@ void visit_step(Record& r, Visitor& visit) {
   visit("sequence_length", r.sequence_length), visit("batch_tokens", r.batch_tokens);
   visit("lr", r.lr), visit("loss", r.loss), visit("mtp_loss", r.mtp_loss);
   visit("index_loss", r.index_loss), visit("index_recall", r.index_recall);
+  visit("index_recall_of_best", r.index_recall_of_best);
   visit("balance_loss", r.balance_loss);
   visit("grad_norm", r.grad_norm), visit("clipped_grad_norm", r.clipped_grad_norm);
   visit("clipped", r.clipped);

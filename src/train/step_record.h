@@ -36,6 +36,7 @@ struct StepRecord {
   std::optional<double> mtp_loss;
   std::optional<double> index_loss;    // KL of the indexer, nats, mean over CSA layers
   std::optional<double> index_recall;  // of the dense attention mass, by the selected entries
+  std::optional<double> index_recall_of_best;  // of what the best choice of as many would catch
   std::optional<double> balance_loss;
 
   double grad_norm = 0;          // of all gradients, before clipping

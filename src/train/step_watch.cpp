@@ -59,6 +59,7 @@ void StepWatch::indexed(ExecContext& ctx, std::int64_t layer,
   seen.index_loss.sum += loss.sum;
   seen.index_loss.n_rows += loss.n_rows;
   seen.index_loss.recall_sum += loss.recall_sum;
+  seen.index_loss.best_recall_sum += loss.best_recall_sum;
   seen.index_loss.n_recall_rows += loss.n_recall_rows;
 }
 

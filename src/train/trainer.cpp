@@ -489,11 +489,12 @@ StepRecord Trainer::step() {
 
 void Trainer::describe_layers(const StepWatch& watch, StepRecord& record) const {
   std::int64_t n_sequences = 0, n_rows = 0, n_recall_rows = 0;
-  double balance = 0, loss = 0, recall = 0;
+  double balance = 0, loss = 0, recall = 0, best_recall = 0;
   for (std::size_t i = 0; i < watch.layers().size(); ++i) {
     const StepWatch::Layer& layer = watch.layers()[i];
     balance += layer.balance_loss, n_sequences += layer.n_sequences;
     loss += layer.index_loss.sum, n_rows += layer.index_loss.n_rows;
+    best_recall += layer.index_loss.best_recall_sum;
     recall += layer.index_loss.recall_sum, n_recall_rows += layer.index_loss.n_recall_rows;
     const LoadBalance load = load_balance(layer.load);
     const bool ran = load.max_over_mean > 0;
@@ -519,6 +520,7 @@ void Trainer::describe_layers(const StepWatch& watch, StepRecord& record) const 
   if (n_sequences > 0) record.balance_loss = balance / static_cast<double>(n_sequences);
   if (n_rows > 0) record.index_loss = loss / static_cast<double>(n_rows);
   if (n_recall_rows > 0) record.index_recall = recall / static_cast<double>(n_recall_rows);
+  if (best_recall > 0) record.index_recall_of_best = recall / best_recall;
 }
 
 std::size_t Trainer::state_bytes() const {

@@ -143,7 +143,7 @@ TEST_P(CudaModel, ABatchGivesTheBytesThatEachTextGetsAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaModel, ::testing::Values(kTiny, kBootstrap),
-                         [](const auto& info) { return info.index == 0 ? "tiny" : "bootstrap"; });
+                         [](const auto& p) { return p.index == 0 ? "tiny" : "bootstrap"; });
 
 }  // namespace
 }  // namespace hadal::engine

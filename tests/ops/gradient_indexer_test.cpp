@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "kernels/cpu/kv_rows.h"
@@ -188,9 +189,12 @@ struct Problem {
     return loss;
   }
 
-  // Mean over the rows that leave some out.
-  [[nodiscard]] double reference_recall(std::int64_t topk) const {
-    double sum = 0;
+  // Means over the rows that leave some out.
+  struct Recall {
+    double caught = 0, best = 0;
+  };
+  [[nodiscard]] Recall reference_recall(std::int64_t topk) const {
+    Recall sum;
     int n = 0;
     each_query([&](std::int64_t t, std::int64_t i, std::int64_t first) {
       const std::int64_t seen = (i + 1) / c.ratio;
@@ -200,18 +204,23 @@ struct Problem {
       std::sort(best.begin(), best.end());
       best.resize(static_cast<std::size_t>(topk));
       double caught = 0, total = 0;
+      std::vector<double> masses;
       const Values sums = denominators(t, i, first, true);
       for (std::int64_t e = 0; e < seen; ++e) {
         const double a = mass(t, first + e, sums);
         total += a;
+        masses.push_back(a);
         const bool kept = selected ? listed(t, e)
                                    : std::any_of(best.begin(), best.end(),
                                                  [&](const auto& b) { return b.second == e; });
         if (kept) caught += a;
       }
-      sum += caught / total, n += 1;
+      std::sort(masses.begin(), masses.end(), std::greater<>());
+      sum.caught += caught / total;
+      sum.best += std::accumulate(masses.begin(), masses.begin() + topk, 0.0) / total;
+      n += 1;
     });
-    return n == 0 ? 0 : sum / n;
+    return n == 0 ? Recall{} : Recall{sum.caught / n, sum.best / n};
   }
 
   ops::IndexLoss run(ExecContext& ctx, const TensorList& in,
@@ -291,10 +300,13 @@ TEST_P(IndexLossGradient, LossRecallAndGradientsEqualTheReference) {
     }
     if (recall_topk == 0) {
       EXPECT_EQ(loss.n_recall_rows, 0);
-    } else if (const double recall = problem.reference_recall(topk); loss.n_recall_rows > 0) {
-      EXPECT_NEAR(loss.recall_sum / static_cast<double>(loss.n_recall_rows), recall, 1e-5);
+    } else if (const auto recall = problem.reference_recall(topk); loss.n_recall_rows > 0) {
+      const auto n = static_cast<double>(loss.n_recall_rows);
+      EXPECT_NEAR(loss.recall_sum / n, recall.caught, 1e-5);
+      EXPECT_NEAR(loss.best_recall_sum / n, recall.best, 1e-5);
+      EXPECT_LE(loss.recall_sum, loss.best_recall_sum * (1 + 1e-6));
     } else {
-      EXPECT_EQ(recall, 0.0);
+      EXPECT_EQ(recall.caught, 0.0);
     }
   }
 }

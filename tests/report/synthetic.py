@@ -106,6 +106,7 @@ class Run:
             if phase != "dense":
                 since = step - 0.55 * self.steps
                 fields["index_loss"] = 0.03 + 1.5 * math.exp(-since / (0.01 * self.steps))
+                fields["index_recall_of_best"] = 0.98 - 0.5 * math.exp(-since / (0.008 * self.steps))
                 fields["index_recall"] = 0.96 - 0.5 * math.exp(-since / (0.008 * self.steps))
             if fields["qat"] == "fp4":
                 fields["fp4_scale_lift"] = int(abs(draw(4, 3)))

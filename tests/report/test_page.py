@@ -102,7 +102,7 @@ def test_runs_are_compared(open_report, runs):
 def test_runs_of_different_kinds_lie_in_one_page(open_report, runs):
     page = open_report(runs["muon"], runs["plain"])
     expect(chart(page, "Loss").get_by_role("button", name="plain: validation")).to_be_visible()
-    expect(chart(page, "Indexer recall").locator(".legend button")).to_have_count(1)
+    expect(chart(page, "Indexer recall").locator(".legend button")).to_have_count(2)
 
 
 def test_damage_is_said(open_report, runs, tmp_path):

@@ -17,7 +17,8 @@ StepRecord full_record() {
   StepRecord r;
   r.step = 12, r.tokens = 98'304, r.time = 1.79e9, r.phase = "sparse", r.stage = 2;
   r.sequence_length = 4096, r.batch_tokens = 8192, r.lr = 2.7e-4, r.loss = 3.25;
-  r.mtp_loss = 3.5, r.index_loss = 0.0625, r.index_recall = 0.9375, r.balance_loss = 1.0;
+  r.mtp_loss = 3.5, r.index_loss = 0.0625, r.index_recall = 0.9375,
+  r.index_recall_of_best = 0.96875, r.balance_loss = 1.0;
   r.grad_norm = 1.5, r.clipped_grad_norm = 1, r.clipped = true;
   r.muon_update_rms = 4.86e-5, r.adamw_update_rms = 1e-4;
   r.expert_load = {kNan, 1.25, 1.75}, r.dead_experts = {0, 0, 3}, r.bias_spread = {kNan, 0.5, 0.25};

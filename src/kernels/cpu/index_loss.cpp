@@ -268,10 +268,12 @@ class SequenceLoss {
     const std::vector<float>& teacher = b.listed != nullptr ? dense : rows.teacher;
     std::vector<float> scratch;
     std::vector<std::int32_t> best(static_cast<std::size_t>(a_.recall_topk));
+    std::vector<std::int32_t> most(static_cast<std::size_t>(a_.selected ? topk_ : a_.recall_topk));
     for (std::int64_t i = 0; i < b.end - b.begin; ++i) {
       const std::int64_t seen = n_seen(b, b.begin + i);
       float& recall = a_.recall.data<float>()[b.begin + i];
-      recall = -1.0f;
+      float& best_recall = a_.best_recall.data<float>()[b.begin + i];
+      recall = best_recall = -1.0f;
       const std::int64_t kept = a_.selected ? topk_ : a_.recall_topk;
       if (seen <= kept) continue;
       const float* attention = teacher.data() + i * b.n;
@@ -286,6 +288,10 @@ class SequenceLoss {
         for (const std::int32_t j : best) caught += attention[j];
       }
       recall = caught / total;
+      select_topk(attention, seen, kept, most.data(), scratch);
+      float most_mass = 0.0f;
+      for (const std::int32_t j : most) most_mass += attention[j];
+      best_recall = most_mass / total;
     }
   }
 

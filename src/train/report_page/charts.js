@@ -39,7 +39,7 @@ const kSections = [
     title: "Attention and streams",
     charts: [
       { title: "Indexer loss", unit: "KL, nats", format: short, log: true, lines: [["index_loss", "indexer loss"]] },
-      { title: "Indexer recall", unit: "of the dense attention mass", format: percent, tick: percent, limit: { value: 0.9, name: "90 %" }, lines: [["index_recall", "recall"]] },
+      { title: "Indexer recall", unit: "of the dense attention mass", format: percent, tick: percent, limit: { value: 0.9, name: "90 %" }, lines: [["index_recall_of_best", "of the best choice's"], ["index_recall", "of all"]] },
       { title: "Attention to sinks", unit: "share of the mass", format: percent, tick: percent, zero: true, lines: [["sink_mass_max", "highest layer"], ["sink_mass_mean", "mean of layers"]] },
       { title: "Gain of the residual streams", unit: "amax of the composed mHC matrices", format: fixed(3), lines: [["amax_gain", "gain"]] },
       { title: "Lifted FP4 scales", plain: true, unit: "to stay lossless in FP8", format: whole, zero: true, lines: [["scale_lifts", "scales"]] },
