@@ -28,5 +28,22 @@ TEST_F(CudaEmbed, CopiesRowsToEveryStream) {
   }
 }
 
+// A row of the table adds its tokens one by one, in their order, on both sides: equal to the bit.
+// Ids repeat: 300 tokens of 53, of a table of one row, and of one with many rows that nobody chose.
+TEST_F(CudaEmbed, BackwardAddsTokensInOrder) {
+  for (const std::int64_t hidden : {8, 129, 1040}) {
+    for (const auto& [n_tokens, vocab] : std::vector<std::pair<std::int64_t, std::int32_t>>{
+             {0, 53}, {1, 53}, {300, 53}, {37, 1}, {65, 5000}}) {
+      const Tensor ids = random_ids({n_tokens}, vocab);
+      const Tensor dy = random({n_tokens, 4, hidden}, DType::f32);
+      const Tensor dtable = random({vocab, hidden}, DType::f32), got = to_device(dtable);
+      const Tensor from = to_device(dy), rows = to_device(ids);
+      run_cpu(kEmbedBackward, DType::f32, {.dtable = dtable, .dy = dy, .ids = ids});
+      run_gpu(kEmbedBackward, DType::f32, {.dtable = got, .dy = from, .ids = rows});
+      expect_same_bytes(to_host(got), dtable, "embed_backward, width " + std::to_string(hidden));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hadal::test

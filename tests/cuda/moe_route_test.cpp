@@ -1,5 +1,4 @@
-#include <algorithm>
-#include <set>
+#include <array>
 
 #include "cuda/support.h"
 #include "kernels/moe.h"
@@ -108,6 +107,32 @@ TEST_F(CudaMoeRoute, ATokenHasItsBitsInAnyBatch) {
     const Routes got = on_gpu(one, 6, Choice::score);
     expect_same_bytes(got.experts, all.experts.slice(t, t + 1), "experts");
     expect_same_bytes(got.weights, all.weights.slice(t, t + 1), "weights");
+  }
+}
+
+// A sum of topk terms in the CPU's order, of scores and slopes within a few units in the last
+// place. dweights minus their mean cancels: 1e-5. Forced experts repeat.
+TEST_F(CudaMoeRoute, BackwardIsTheCpus) {
+  for (const auto& [n_tokens, n_experts, topk] : std::vector<std::array<std::int64_t, 3>>{
+           {0, 16, 2}, {1, 256, 6}, {130, 384, 6}, {7, 37, 5}, {9, 4, 6}, {3, 100, 40}}) {
+    const Inputs in = inputs(n_tokens, n_experts, topk);
+    const Tensor dweights = random({n_tokens, topk}, DType::f32);
+    const Tensor want = Tensor::empty({n_tokens, n_experts}, DType::f32);
+    run_cpu(kMoeRouteBackward, DType::f32,
+            {.dlogits = want,
+             .dweights = dweights,
+             .logits = in.logits,
+             .experts = in.forced,
+             .routed_scaling_factor = 1.5f});
+    const Tensor got = device_empty(want.shape(), DType::f32), dw = to_device(dweights);
+    const Tensor logits = to_device(in.logits), experts = to_device(in.forced);
+    run_gpu(kMoeRouteBackward, DType::f32,
+            {.dlogits = got,
+             .dweights = dw,
+             .logits = logits,
+             .experts = experts,
+             .routed_scaling_factor = 1.5f});
+    expect_close(to_host(got), want, 1e-5, 1e-7, "moe_route_backward");
   }
 }
 

@@ -81,5 +81,40 @@ TEST_F(CudaRmsNorm, ARowHasItsBitsInAnyBatch) {
   }
 }
 
+// dx is a difference of two terms of dy's size: 3e-6 for sums in another order. dweight adds up
+// rows in the CPU's chunks and order, of factors that differ in the last place.
+TEST_F(CudaRmsNorm, BackwardIsTheCpus) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t n : {1, 8, 127, 512, 1032, 4096}) {
+      for (const std::int64_t n_rows : {0, 1, 7, 64, 65, 200}) {
+        for (const int wanted : {0, 1, 2, 3}) {  // both; no weight at all; dx alone; dweight alone
+          if (wanted != 0 && n_rows != 65) continue;
+          const Tensor x = random({n_rows, n}, dtype, 2.0f);
+          const Tensor dy = random({n_rows, n}, DType::f32);
+          const Tensor weight = wanted == 1 ? Tensor() : random({n}, DType::f32);
+          const Tensor dx = wanted == 3 ? Tensor() : Tensor::empty(x.shape(), DType::f32);
+          const Tensor dweight = wanted == 0 || wanted == 3 ? random({n}, DType::f32) : Tensor();
+          const Tensor got_dx = dx ? device_empty(x.shape(), DType::f32) : Tensor();
+          const Tensor got_dweight = to_device(dweight);
+          const Tensor on_x = to_device(x), on_dy = to_device(dy), on_weight = to_device(weight);
+          run_cpu(kRmsNormBackward, dtype,
+                  {.dx = dx, .dweight = dweight, .dy = dy, .x = x, .weight = weight, .eps = 1e-6f});
+          run_gpu(kRmsNormBackward, dtype,
+                  {.dx = got_dx,
+                   .dweight = got_dweight,
+                   .dy = on_dy,
+                   .x = on_x,
+                   .weight = on_weight,
+                   .eps = 1e-6f});
+          const std::string of = " of " + std::to_string(n_rows) + " x " + std::to_string(n);
+          // A row of one column has no gradient: its terms cancel, to their last places.
+          if (dx) expect_close(to_host(got_dx), dx, 3e-6, n == 1 ? 1e-3 : 0, "dx" + of);
+          if (dweight) expect_close(to_host(got_dweight), dweight, 2e-6, 0, "dweight" + of);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hadal::test

@@ -168,9 +168,11 @@ __global__ void __launch_bounds__(512) finish_kernel(T* x, const T* streams, con
   }
 }
 
-// A block whose threads have one group of a row each, or several.
-int threads_for(std::int64_t groups) {
-  return static_cast<int>(std::clamp<std::int64_t>(ceil_div(groups, 32) * 32, 64, 512));
+// Threads of a block that finishes a token. One token wants all of its columns at once; among many,
+// small blocks let more tokens go through their gates at a time.
+int threads_for(std::int64_t groups, std::int64_t n_tokens) {
+  const std::int64_t most = n_tokens > 256 ? 128 : 512;
+  return static_cast<int>(std::clamp<std::int64_t>(ceil_div(groups, 32) * 32, 64, most));
 }
 
 template <class T, class W, int kMixes>
@@ -235,9 +237,10 @@ void collapse_tokens(Stream& stream, const Collapse& a, const Tensor& scratch, s
                  .hidden = hidden,
                  .hc_eps = a.hc_eps,
                  .norm_eps = a.norm_eps};
-  const Grid grid{dim3(blocks_for(end - begin, 1)),
-                  dim3(static_cast<unsigned>(threads_for(ceil_div(hidden, kGroup<T>)))),
-                  static_cast<int>((n_mixes + 1 + n * n) * 4)};
+  const Grid grid{
+      dim3(blocks_for(end - begin, 1)),
+      dim3(static_cast<unsigned>(threads_for(ceil_div(hidden, kGroup<T>), end - begin))),
+      static_cast<int>((n_mixes + 1 + n * n) * 4)};
   dispatch_bool(in_groups(hidden, kGroup<T>, streams, x), [&]<bool kVector>() {
     dispatch_bool(n == 4, [&]<bool kFour>() {
       launch(stream, "hc_finish", finish_kernel<T, kHead, kFour, kVector>, grid, data<T>(x),
