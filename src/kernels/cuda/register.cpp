@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embed.h"
 #include "kernels/hyper_connection.h"
+#include "kernels/index_loss.h"
 #include "kernels/indexer.h"
 #include "kernels/kv_rows.h"
 #include "kernels/linear.h"
@@ -70,6 +71,7 @@ void cross_entropy(Stream&, const CrossEntropyArgs&);
 void newton_schulz(Stream&, const NewtonSchulzArgs&);
 void moe_experts_backward(Stream&, const MoeExpertsBackwardArgs&);
 void sparse_attention_backward(Stream&, const SparseAttentionBackwardArgs&);
+void index_loss(Stream&, const IndexLossArgs&);
 
 namespace {
 
@@ -144,6 +146,7 @@ void register_training(KernelRegistry& registry) {
     registry.add(kCrossEntropy, key, cross_entropy);
     registry.add(kMoeExpertsBackward, key, moe_experts_backward);
     registry.add(kSparseAttentionBackward, key, sparse_attention_backward);
+    registry.add(kIndexLoss, key, index_loss);
   }
   registry.add(kNewtonSchulz, kF32, newton_schulz);
 }
