@@ -28,6 +28,7 @@ struct Tables {
   int n_sequences = 0;
   DeviceRows new_rows;
   bool aligned = false;
+  std::int64_t longest = 0;  // list
 };
 
 Tables send_tables(Stream& stream, const SparseAttentionArgs& a) {
@@ -43,10 +44,14 @@ Tables send_tables(Stream& stream, const SparseAttentionArgs& a) {
     entries.push_back(pages.add(s.entries, n_visible(s)));
   }
   pages.send(stream);
+  Tables tables;
   std::vector<Sequence> sequences;
   for (std::size_t i = 0; i < a.sequences.size(); ++i) {
     const AttentionSequence& s = a.sequences[i];
     if (s.begin >= s.end) continue;
+    const std::int64_t listed =
+        a.selected ? std::min(n_visible(s), a.selected.dim(1)) : n_visible(s);
+    tables.longest = std::max(tables.longest, std::min(a.window, end_position(s)) + listed);
     sequences.push_back(
         {.begin = s.begin,
          .end = s.end,
@@ -56,7 +61,6 @@ Tables send_tables(Stream& stream, const SparseAttentionArgs& a) {
          .window = pages.rows(s.window, windows[i]),
          .entries = pages.rows(s.entries, entries[i])});
   }
-  Tables tables;
   tables.n_sequences = static_cast<int>(sequences.size());
   if (sequences.empty()) return tables;
   tables.sequences = stream.cuda().stage(std::span<const Sequence>(sequences));
@@ -95,7 +99,7 @@ void sparse_attention(Stream& stream, const SparseAttentionArgs& a) {
     if constexpr (sizeof(T) == 4) {
       attention::attend_f32(stream, params, n_tokens);
     } else {
-      attention::attend_bf16(stream, params, n_tokens);
+      attention::attend_bf16(stream, params, n_tokens, tables.longest);
     }
   });
 }

@@ -6,155 +6,15 @@
 // bf16 once, exactly, and serves as keys and as values: 8 warps share out the scores [heads, 64] as
 // m16 x n8 pieces, then each takes every eighth 16 columns of the values. Neither split cuts a sum:
 // more or fewer heads a block are the same bits.
-#include "kernels/cuda/device/attention_list.cuh"
-#include "kernels/cuda/device/kv_decode.cuh"
+#include "kernels/cuda/device/attention_tile.cuh"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/device/mma.cuh"
 
 namespace hadal::kernels::cuda::attention {
 
 namespace {
 
-using bf16 = __nv_bfloat16;
-
 constexpr int kMaxWidth = 512;
 constexpr int kColumnGroups = kMaxWidth / 16 / kWarps;  // 16 columns each, of a warp
-constexpr int kProbabilityStride = kTile + 8;           // 16 bytes on: no bank conflicts
-
-__host__ __device__ constexpr int stride_of(int width) {
-  return width + 8;
-}
-
-// Dynamic shared memory; every part begins at 16 bytes.
-template <int kHeads>
-struct Shared {
-  bf16* queries;        // [kHeads, stride]
-  bf16* keys;           // [kTile, stride], the values too
-  bf16* probabilities;  // [kHeads, kProbabilityStride]
-  float* scores;        // [kHeads, kScoreStride]
-  std::byte* stored;    // [kTile, data_bytes], then [kTile, scale_bytes]: the next tile, as stored
-
-  static constexpr int bytes(int width, int row_bytes, bool aligned) {
-    return (kHeads + kTile) * stride_of(width) * 2 + kHeads * kProbabilityStride * 2 +
-           kHeads * kScoreStride * 4 + (aligned ? kTile * row_bytes : 0);
-  }
-  __device__ Shared(std::byte* base, int width) {
-    queries = reinterpret_cast<bf16*>(base);
-    keys = queries + kHeads * stride_of(width);
-    probabilities = keys + kTile * stride_of(width);
-    scores = reinterpret_cast<float*>(probabilities + kHeads * kProbabilityStride);
-    stored = reinterpret_cast<std::byte*>(scores + kHeads * kScoreStride);
-  }
-};
-
-// Calls f(row, piece) for the pieces [0, per_row) of rows [0, n_rows), without dividing each time.
-template <class F>
-__device__ __forceinline__ void for_pieces(int n_rows, int per_row, F&& f) {
-  const int row_step = kThreads / per_row, piece_step = kThreads % per_row;
-  int row = static_cast<int>(threadIdx.x) / per_row,
-      piece = static_cast<int>(threadIdx.x) % per_row;
-  while (row < n_rows) {
-    f(row, piece);
-    row += row_step;
-    piece += piece_step;
-    if (piece >= per_row) {
-      piece -= per_row;
-      ++row;
-    }
-  }
-}
-
-// Starts the copies of a tile's rows as stored.
-__device__ void fetch_tile(const DeviceRows& format, const RowAddress* rows, int n_rows,
-                           std::byte* stored) {
-  for_pieces(n_rows, format.data_bytes / 16, [&](int r, int piece) {
-    copy_async_16(stored + r * format.data_bytes + 16 * piece, rows[r].data + 16 * piece);
-  });
-  std::byte* scales = stored + kTile * format.data_bytes;
-  for_pieces(n_rows, format.scale_bytes / 8, [&](int r, int piece) {
-    copy_async_8(scales + r * format.scale_bytes + 8 * piece, rows[r].scales + 8 * piece);
-  });
-}
-
-// Fetched rows to keys, 8 columns at a time; rows that are not there become zeros.
-__device__ void decode_fetched(const DeviceRows& format, const std::byte* stored, int n_rows,
-                               bf16* keys) {
-  const int nope = format.width - format.rope, stride = stride_of(format.width);
-  const std::byte* scales = stored + kTile * format.data_bytes;
-  for_pieces(kTile, format.width / 8, [&](int r, int piece) {
-    const int c = 8 * piece;
-    uint4 values{};
-    if (r < n_rows) {
-      const std::byte* row = stored + r * format.data_bytes;
-      if (c < nope) {
-        const uint2 codes = *reinterpret_cast<const uint2*>(row + c);
-        const __nv_bfloat162 scale = ue8m0_bf16x2(
-            static_cast<std::uint8_t>(scales[r * format.scale_bytes + c / kKvScaleColumns]));
-        const uint2 low = e4m3x4_to_bf16(codes.x, scale), high = e4m3x4_to_bf16(codes.y, scale);
-        values = make_uint4(low.x, low.y, high.x, high.y);
-      } else {
-        values = *reinterpret_cast<const uint4*>(row + nope + 2 * (c - nope));
-      }
-    }
-    *reinterpret_cast<uint4*>(keys + r * stride + c) = values;
-  });
-}
-
-// Rows of any format, straight from where they are stored.
-__device__ void decode_stored(const DeviceRows& format, const RowAddress* rows, int n_rows,
-                              bf16* keys) {
-  const int stride = stride_of(format.width);
-  for_pieces(kTile, format.width / 2, [&](int r, int piece) {
-    const int c = 2 * piece;
-    float x = 0.0f, y = 0.0f;
-    if (r < n_rows) {
-      x = decode_value(format, rows[r].data, rows[r].scales, c);
-      y = decode_value(format, rows[r].data, rows[r].scales, c + 1);
-    }
-    *reinterpret_cast<__nv_bfloat162*>(keys + r * stride + c) = __floats2bfloat162_rn(x, y);
-  });
-}
-
-// scores[h, j] = q_h . k_j: a sum's 16-column steps ascend.
-template <int kHeads>
-__device__ void score_tile(const Shared<kHeads>& s, int width) {
-  constexpr int kMTiles = kHeads / 16;  // also the n8 tiles of a warp: 8 warps on kMTiles x 8
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int stride = stride_of(width);
-  const int m0 = warp % kMTiles * 16, n0 = warp / kMTiles * (8 * kMTiles);
-  float c[kMTiles][4] = {};
-  const bf16* a_row = s.queries + (m0 + lane % 16) * stride + lane / 16 * 8;
-  if constexpr (kMTiles == 1) {
-    const bf16* b_row = s.keys + (n0 + lane % 8) * stride + lane / 8 % 2 * 8;
-#pragma unroll 4
-    for (int k = 0; k < width; k += 16) {
-      std::uint32_t a[4], b[2];
-      load_matrices(a, a_row + k);
-      load_matrices(b, b_row + k);
-      mma_16816(c[0], a, b[0], b[1]);
-    }
-  } else {
-    const bf16* b_row = s.keys + (n0 + lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 8;
-#pragma unroll 4
-    for (int k = 0; k < width; k += 16) {
-      std::uint32_t a[4];
-      load_matrices(a, a_row + k);
-#pragma unroll
-      for (int n = 0; n < kMTiles; n += 2) {
-        std::uint32_t b[4];
-        load_matrices(b, b_row + 8 * n * stride + k);
-        mma_16816(c[n], a, b[0], b[1]);
-        mma_16816(c[n + 1], a, b[2], b[3]);
-      }
-    }
-  }
-  float* out = s.scores + (m0 + lane / 4) * kScoreStride + n0 + lane % 4 * 2;
-#pragma unroll
-  for (int n = 0; n < kMTiles; ++n) {
-    *reinterpret_cast<float2*>(out + 8 * n) = make_float2(c[n][0], c[n][1]);
-    *reinterpret_cast<float2*>(out + 8 * kScoreStride + 8 * n) = make_float2(c[n][2], c[n][3]);
-  }
-}
 
 template <int kHeads>
 using Accumulators = float[kHeads / 16][kColumnGroups][2][4];
@@ -165,7 +25,7 @@ __device__ void add_values(const Shared<kHeads>& s, const Running* running, int 
                            Accumulators<kHeads>& acc) {
   constexpr int kMTiles = kHeads / 16;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int stride = stride_of(width);
+  const int stride = key_stride(width);
 #pragma unroll
   for (int m = 0; m < kMTiles; ++m) {
     const float low = running[16 * m + lane / 4].shrink;
@@ -259,11 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   find_rows(0);
   if (thread < kHeads) running[thread] = {-std::numeric_limits<float>::infinity(), 0.0f, 0.0f};
-  for_pieces(kHeads, p.width / 8, [&](int h, int piece) {
-    const bf16* from = p.q + (t * p.n_heads + h0 + h) * p.width + 8 * piece;
-    *reinterpret_cast<uint4*>(s.queries + h * stride_of(p.width) + 8 * piece) =
-        h0 + h < p.n_heads ? *reinterpret_cast<const uint4*>(from) : uint4{};
-  });
+  load_queries<kHeads>(p, t, h0, s.queries);
   __syncthreads();
   fetch(0);
 
@@ -304,7 +160,9 @@ void launch_heads(Stream& stream, const Params<bf16>& p, std::int64_t n_tokens) 
 
 }  // namespace
 
-void attend_bf16(Stream& stream, const Params<bf16>& params, std::int64_t n_tokens) {
+void attend_bf16(Stream& stream, const Params<bf16>& params, std::int64_t n_tokens,
+                 std::int64_t longest) {
+  if (attend_split(stream, params, n_tokens, longest)) return;
   // As many heads a block as leave every multiprocessor a block: a tile is read once a block.
   const std::int64_t wanted = stream.cuda().device().n_multiprocessors;
   const auto fills = [&](int heads) {

@@ -105,45 +105,58 @@ struct Running {
   float shrink;  // what the last tile made of everything before it
 };
 
-// Turns one head's scores of a tile into probabilities: `scores` [kTile] are dots, of which the
-// first n_valid are of the list; `probabilities` may be the same memory. Four lanes for a head,
-// `quarter` says which; the order of the sum is fixed.
-template <class T>
-__device__ __forceinline__ void softmax_tile(const float* scores, T* probabilities, int n_valid,
-                                             float scale, Running& running, int quarter) {
-  constexpr int kMine = kTile / 4;
-  float z[kMine];
+// Scores of one head and tile, four lanes for it: `quarter` says which. `dots` are the lane's of
+// [kTile]: columns 16 i + 4 quarter + k. Beyond the list they become -inf. Returns the largest.
+inline constexpr int kLaneScores = kTile / 4;
+__device__ __forceinline__ float scale_scores(float (&dots)[kLaneScores], int n_valid, float scale,
+                                              int quarter) {
   float top = -std::numeric_limits<float>::infinity();
 #pragma unroll
-  for (int i = 0; i < kMine; i += 4) {
-    const int j = 4 * i + 4 * quarter;
-    const float4 four = *reinterpret_cast<const float4*>(scores + j);
-    const float dots[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      // No contraction with the subtraction below: every kernel must make the same of it.
-      z[i + k] =
-          j + k < n_valid ? __fmul_rn(dots[k], scale) : -std::numeric_limits<float>::infinity();
-      top = fmaxf(top, z[i + k]);
-    }
+  for (int i = 0; i < kLaneScores; ++i) {
+    const int j = i / 4 * 16 + 4 * quarter + i % 4;
+    // No contraction with the subtraction that follows: every kernel must make the same of it.
+    dots[i] = j < n_valid ? __fmul_rn(dots[i], scale) : -std::numeric_limits<float>::infinity();
+    top = fmaxf(top, dots[i]);
   }
   top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-  const float peak = fmaxf(running.peak, top);
+  return fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+}
+__device__ __forceinline__ void load_scores(float (&dots)[kLaneScores], const float* scores,
+                                            int quarter) {
+#pragma unroll
+  for (int i = 0; i < kLaneScores; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(scores + 4 * i + 4 * quarter);
+    dots[i] = four.x, dots[i + 1] = four.y, dots[i + 2] = four.z, dots[i + 3] = four.w;
+  }
+}
+// exp(score - peak) of the tile into `probabilities` [kTile]; returns their sum, in a fixed order.
+template <class T>
+__device__ __forceinline__ float weigh_scores(const float (&scores)[kLaneScores], float peak,
+                                              T* probabilities, int quarter) {
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kMine; i += 4) {
-    const int j = 4 * i + 4 * quarter;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float weight = expf(__fsub_rn(z[i + k], peak));
-      sum = __fadd_rn(sum, weight);
-      put(probabilities[j + k], weight);
-    }
+  for (int i = 0; i < kLaneScores; ++i) {
+    const float weight = expf(__fsub_rn(scores[i], peak));
+    sum = __fadd_rn(sum, weight);
+    put(probabilities[i / 4 * 16 + 4 * quarter + i % 4], weight);
   }
   sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
-  sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
-  const float shrink = expf(__fsub_rn(running.peak, peak));
+  return __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+}
+// What a rise of the maximum makes of all that came before.
+__device__ __forceinline__ float shrink_of(float old_peak, float peak) {
+  return expf(__fsub_rn(old_peak, peak));
+}
+
+// Turns one head's dots of a tile into probabilities, which may be in the same memory.
+template <class T>
+__device__ __forceinline__ void softmax_tile(const float* dots, T* probabilities, int n_valid,
+                                             float scale, Running& running, int quarter) {
+  float z[kLaneScores];
+  load_scores(z, dots, quarter);
+  const float peak = fmaxf(running.peak, scale_scores(z, n_valid, scale, quarter));
+  const float sum = weigh_scores(z, peak, probabilities, quarter);
+  const float shrink = shrink_of(running.peak, peak);
   const float total = __fmaf_rn(running.sum, shrink, sum);
   __syncwarp();  // all four have read what one writes
   if (quarter == 0) running = {peak, total, shrink};
@@ -154,8 +167,12 @@ __device__ __forceinline__ float denominator(const Running& running, float sink)
   return __fadd_rn(running.sum, expf(__fsub_rn(sink, running.peak)));
 }
 
-// Launchers of the two kernels.
+// Launchers. `longest` is the length of the longest list.
 void attend_f32(Stream& stream, const Params<float>& params, std::int64_t n_tokens);
-void attend_bf16(Stream& stream, const Params<__nv_bfloat16>& params, std::int64_t n_tokens);
+void attend_bf16(Stream& stream, const Params<__nv_bfloat16>& params, std::int64_t n_tokens,
+                 std::int64_t longest);
+// For few tokens, whose lists are `longest` at most; false when that is not what it is for.
+bool attend_split(Stream& stream, const Params<__nv_bfloat16>& params, std::int64_t n_tokens,
+                  std::int64_t longest);
 
 }  // namespace hadal::kernels::cuda::attention
