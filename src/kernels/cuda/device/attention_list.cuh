@@ -129,16 +129,28 @@ __device__ __forceinline__ void load_scores(float (&dots)[kLaneScores], const fl
     dots[i] = four.x, dots[i + 1] = four.y, dots[i + 2] = four.z, dots[i + 3] = four.w;
   }
 }
+__device__ __forceinline__ void put_four(float* to, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ __forceinline__ void put_four(__nv_bfloat16* to, const float (&x)[4]) {
+  alignas(8) const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x[0], x[1]),
+                                              __floats2bfloat162_rn(x[2], x[3])};
+  *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(pairs);
+}
 // exp(score - peak) of the tile into `probabilities` [kTile]; returns their sum, in a fixed order.
 template <class T>
 __device__ __forceinline__ float weigh_scores(const float (&scores)[kLaneScores], float peak,
                                               T* probabilities, int quarter) {
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kLaneScores; ++i) {
-    const float weight = expf(__fsub_rn(scores[i], peak));
-    sum = __fadd_rn(sum, weight);
-    put(probabilities[i / 4 * 16 + 4 * quarter + i % 4], weight);
+  for (int i = 0; i < kLaneScores; i += 4) {
+    float weights[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      weights[k] = expf(__fsub_rn(scores[i + k], peak));
+      sum = __fadd_rn(sum, weights[k]);
+    }
+    put_four(probabilities + 4 * i + 4 * quarter, weights);
   }
   sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
   return __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
