@@ -163,6 +163,7 @@ TEST_F(CudaMoeBackward, Bf16) {
   for (const Case& c : {Case{1, 1, 1, 0, 8, 8, DType::bf16, DType::bf16},
                         {17, 2, 5, 1, 32, 24, DType::bf16, DType::bf16},
                         {200, 4, 16, 1, 64, 48, DType::bf16, DType::bf16},
+                        {600, 2, 4, 0, 264, 136, DType::bf16, DType::bf16},  // past a tile
                         {1000, 4, 32, 1, 128, 64, DType::bf16, DType::bf16, 10.0f}}) {
     expect_same(c, kBf16);
   }

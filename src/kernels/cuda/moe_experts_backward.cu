@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "kernels/cuda/cublas.h"
-#include "kernels/cuda/device/convert.cuh"
 #include "kernels/cuda/device/gradient_rows.cuh"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/device/reduce.cuh"
-#include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/moe_backward_rows.h"
 #include "kernels/cuda/operands.h"
 #include "kernels/moe.h"
 
@@ -22,133 +21,9 @@ namespace hadal::kernels::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kMaxTopk = 128;
 // What the gathered rows of a group of experts, and its widened weights, may take.
 constexpr std::int64_t kRowBytes = std::int64_t{2} << 30;
 constexpr std::int64_t kWidenedElements = std::int64_t{1} << 28;
-
-// A block a row: the token's x and dy, zeros in the padding.
-template <class T, class C>
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(C* xs, C* dys, const T* x, const float* dy, const std::int32_t* assignment,
-                  int topk, int hidden) {
-  const std::int64_t row = blockIdx.x;
-  const std::int32_t a = assignment[row];
-  const std::int64_t from = a < 0 ? 0 : std::int64_t{a / topk} * hidden;
-  const std::int64_t to = row * hidden;
-  if (hidden % 4 == 0) {
-    for (int c = static_cast<int>(threadIdx.x) * 4; c < hidden; c += kThreads * 4) {
-      put_four(xs + to + c, a < 0 ? float4{} : load_four(x + from + c));
-      put_four(dys + to + c, a < 0 ? float4{} : load_four(dy + from + c));
-    }
-    return;
-  }
-  for (int c = static_cast<int>(threadIdx.x); c < hidden; c += kThreads) {
-    put(xs[to + c], a < 0 ? 0.0f : load(x[from + c]));
-    put(dys[to + c], a < 0 ? 0.0f : dy[from + c]);
-  }
-}
-
-struct SwigluRows {
-  const std::int32_t* assignment;  // null: weight 1 and no gradient of it
-  const float* weights;
-  float* dweights;  // null: not wanted
-  std::int64_t n_rows;
-  int width;
-  float limit;  // 0: none
-};
-
-// From gate, up and the gradient `mid` of the hidden row, in place: gate and up become their own
-// gradients, mid the hidden row that forward multiplied with down_proj. One warp a row.
-template <class T, class C>
-__global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(C* gate, C* up, C* mid, SwigluRows r) {
-  const std::int64_t row = std::int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
-  if (row >= r.n_rows) return;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const std::int32_t a = r.assignment == nullptr ? 0 : r.assignment[row];
-  const float weight = r.assignment == nullptr ? 1.0f : a < 0 ? 0.0f : r.weights[a];
-  const float cap = r.limit > 0.0f ? r.limit : INFINITY;
-  gate += row * r.width;
-  up += row * r.width;
-  mid += row * r.width;
-  float dweight = 0.0f;
-  const auto one = [&](float& gate_value, float& up_value, float& mid_value) {
-    const float g0 = rounded<T>(gate_value), u0 = rounded<T>(up_value), d = mid_value;
-    const float g = g0 > cap ? cap : g0;
-    const float u1 = u0 > cap ? cap : u0;
-    const float u = u1 < -cap ? -cap : u1;
-    const float sigmoid = 1.0f / (1.0f + expf(-g));
-    const float silu = g * sigmoid, product = silu * u, scaled = weight * d;
-    dweight += d * product;
-    gate_value = g0 > cap ? 0.0f : scaled * u * (sigmoid * (1.0f + g * (1.0f - sigmoid)));
-    up_value = u0 > cap || u0 < -cap ? 0.0f : scaled * silu;
-    mid_value = rounded<T>(weight * product);
-  };
-  if (r.width % 4 == 0) {
-    for (int c = lane * 4; c < r.width; c += 32 * 4) {
-      float4 g = load_four(gate + c), u = load_four(up + c), m = load_four(mid + c);
-      one(g.x, u.x, m.x);
-      one(g.y, u.y, m.y);
-      one(g.z, u.z, m.z);
-      one(g.w, u.w, m.w);
-      put_four(gate + c, g);
-      put_four(up + c, u);
-      put_four(mid + c, m);
-    }
-  } else {
-    for (int c = lane; c < r.width; c += 32) {
-      float g = load(gate[c]), u = load(up[c]), m = load(mid[c]);
-      one(g, u, m);
-      put(gate[c], g);
-      put(up[c], u);
-      put(mid[c], m);
-    }
-  }
-  dweight = warp_sum(dweight);
-  if (lane == 0 && r.dweights != nullptr && a >= 0) r.dweights[a] = dweight;
-}
-
-// Adds the rows [row0, row0 + n_rows) of dxs to the dx of their tokens, rows ascending.
-__global__ void __launch_bounds__(kThreads)
-    scatter_kernel(float* dx, const float* dxs, const std::int32_t* row_of, std::int64_t row0,
-                   std::int64_t n_rows, int topk, int hidden, bool first) {
-  __shared__ std::int32_t own[kMaxTopk], ascending[kMaxTopk];
-  const std::int64_t token = blockIdx.x;
-  const int slot = static_cast<int>(threadIdx.x);
-  if (slot < topk) own[slot] = row_of[token * topk + slot];
-  __syncthreads();
-  if (slot < topk) {
-    int rank = 0;
-    for (int k = 0; k < topk; ++k) rank += own[k] < own[slot] ? 1 : 0;
-    ascending[rank] = own[slot];
-  }
-  __syncthreads();
-  const auto each = [&](auto&& add) {
-    for (int k = 0; k < topk; ++k) {
-      const std::int64_t row = ascending[k] - row0;
-      if (row >= 0 && row < n_rows) add(dxs + row * hidden);
-    }
-  };
-  dx += token * hidden;
-  if (hidden % 4 == 0) {
-    for (int c = slot * 4; c < hidden; c += kThreads * 4) {
-      float4 sum = first ? float4{} : load_four(dx + c);
-      each([&](const float* row) {
-        const float4 v = load_four(row + c);
-        sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-      });
-      put_four(dx + c, sum);
-    }
-    return;
-  }
-  for (int c = slot; c < hidden; c += kThreads) {
-    float sum = first ? 0.0f : dx[c];
-    each([&](const float* row) { sum += row[c]; });
-    dx[c] = sum;
-  }
-}
 
 // Rows [row0, row0 + n_rows) of the sorted assignments, or all tokens for a shared expert.
 struct Run {
@@ -204,11 +79,11 @@ class ExpertsBackward {
   std::vector<std::int64_t> sort() {
     const std::int64_t n = a_.experts.numel(), n_experts = std::ssize(a_.routed);
     HADAL_CHECK(n < INT32_MAX - n_experts * kRowPad);
-    if (a_.experts.dim(1) > kMaxTopk) {
+    if (a_.experts.dim(1) > kMaxGradientTopk) {
       throw Error(ErrorCode::unsupported,
                   "moe_experts_backward: " + std::to_string(a_.experts.dim(1)) +
                       " experts a token; the GPU's kernel takes at most " +
-                      std::to_string(kMaxTopk));
+                      std::to_string(kMaxGradientTopk));
     }
     const auto* experts = data<const std::int32_t>(a_.experts);
     const Tensor counted = queue_.memory().empty({n_experts}, DType::i32);
@@ -236,7 +111,8 @@ class ExpertsBackward {
     return {first.begin(), first.end()};
   }
 
-  // Groups of neighbouring runs, as far as memory reaches. Whether dx was written.
+  // Groups of neighbouring runs, as far as memory reaches; an expert whose rows take several runs
+  // has one in a group, since all but its last fill one. Whether dx was written.
   bool routed(const std::vector<std::int64_t>& first_row) {
     const std::int64_t row_bytes = hidden_ * (3 * item_ + 4) + width_ * 4 * item_;
     const std::int64_t max_rows = std::max(kRowPad, kRowBytes / row_bytes / kRowPad * kRowPad);
@@ -267,16 +143,10 @@ class ExpertsBackward {
   void group(std::span<const Run> runs, std::int64_t n_rows, bool first) {
     const std::int64_t row0 = runs.front().row0;
     const auto* assignment = data<const std::int32_t>(assignment_) + row0;
-    const auto topk = static_cast<int>(a_.experts.dim(1)), hidden = static_cast<int>(hidden_);
+    const std::int64_t topk = a_.experts.dim(1);
     const Tensor xs = queue_.memory().empty({n_rows, hidden_}, type_);
     const Tensor dys = queue_.memory().empty({n_rows, hidden_}, type_);
-    dispatch_activation(a_.x.dtype(), [&]<class T>() {
-      dispatch_activation(type_, [&]<class C>() {
-        launch(stream_, "gather_expert_rows", gather_kernel<T, C>,
-               {dim3(static_cast<unsigned>(n_rows)), dim3(kThreads)}, data<C>(xs), data<C>(dys),
-               data<const T>(a_.x), data<const float>(a_.dy), assignment, topk, hidden);
-      });
-    });
+    gather_expert_rows(stream_, xs, dys, a_.x, a_.dy, assignment, topk);
     Rows rows;
     rows.x = rows_operand(stream_, xs, quant_of(runs.front().weights->gate_proj), type_);
     rows.dy = {dys.bytes(), dys};
@@ -289,10 +159,8 @@ class ExpertsBackward {
                             .limit = a_.swiglu_limit};
     multiply(runs, rows, swiglu, a_.dx ? reinterpret_cast<float*>(dxs.bytes()) : nullptr, 0.0f);
     if (!a_.dx) return;
-    launch(stream_, "scatter_expert_rows", scatter_kernel,
-           {dim3(static_cast<unsigned>(a_.x.dim(0))), dim3(kThreads)}, data<float>(a_.dx),
-           reinterpret_cast<const float*>(dxs.bytes()), data<const std::int32_t>(row_of_), row0,
-           n_rows, topk, hidden, first);
+    scatter_expert_rows(stream_, a_.dx, reinterpret_cast<const float*>(dxs.bytes()), row_of_, row0,
+                        n_rows, topk, first);
   }
 
   // Tokens are its rows, and its dx goes to where the sum is.
@@ -334,21 +202,22 @@ class ExpertsBackward {
     std::vector<Operand> weights[3];
     for (int i = 0; i < 3; ++i) weights[i] = weight_operands(stream_, list[i], type_);
 
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      const std::int64_t at = runs[i].row0 - row0, n = runs[i].n_rows;
-      const Gemm::Matrix x = part(rows.x.data, at, hidden_), dy = part(rows.dy.data, at, hidden_);
-      forward(part(rows.gate, at, width_), x, stored(weights[0][i].data, hidden_, true), n, type_);
-      forward(part(rows.up, at, width_), x, stored(weights[1][i].data, hidden_, true), n, type_);
-      forward(part(rows.mid, at, width_), dy, stored(weights[2][i].data, width_, false), n, type_);
+    // A shared expert has one product of each kind; so does everybody in f32, one after another.
+    const bool grouped = type_ == DType::bf16 && swiglu.assignment != nullptr;
+    if (grouped) {
+      first_products(runs, rows, weights);
+    } else {
+      for (std::size_t i = 0; i < runs.size(); ++i) {
+        const std::int64_t at = runs[i].row0 - row0, n = runs[i].n_rows;
+        const Gemm::Matrix x = part(rows.x.data, at, hidden_), dy = part(rows.dy.data, at, hidden_);
+        forward(part(rows.gate, at, width_), x, stored(weights[0][i].data, hidden_, true), n);
+        forward(part(rows.up, at, width_), x, stored(weights[1][i].data, hidden_, true), n);
+        forward(part(rows.mid, at, width_), dy, stored(weights[2][i].data, width_, false), n);
+      }
     }
-    dispatch_activation(a_.x.dtype(), [&]<class T>() {
-      dispatch_activation(type_, [&]<class C>() {
-        launch(stream_, "swiglu_backward", swiglu_backward_kernel<T, C>,
-               {dim3(blocks_for(n_rows, kThreads / 32)), dim3(kThreads)}, data<C>(gate),
-               data<C>(up), data<C>(mid), swiglu);
-      });
-    });
+    swiglu_backward(stream_, gate, up, mid, a_.x.dtype(), swiglu);
     const Operand h = rows_operand(stream_, mid, quant_of(runs.front().weights->down_proj), type_);
+    if (grouped) return second_products(runs, rows, h.data, weights, dx);
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const std::int64_t at = runs[i].row0 - row0, n = runs[i].n_rows;
       const ExpertGradients& d = *runs[i].gradients;
@@ -364,6 +233,75 @@ class ExpertsBackward {
     }
   }
 
+  // gate, up and mid of all runs, on tensor cores.
+  void first_products(std::span<const Run> runs, const Rows& rows,
+                      const std::vector<Operand> (&weights)[3]) {
+    std::vector<GroupedProblem> forwards, backwards;
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::int64_t at = runs[i].row0 - runs.front().row0;
+      const void* const x = part(rows.x.data, at, hidden_).data;
+      const auto problem = [&](void* out, const void* in, int w, std::int64_t ldb) {
+        return GroupedProblem{.pairs = {{{in, weights[w][i].data}}},
+                              .out = part(out, at, width_).data,
+                              .m = size(runs[i].n_rows),
+                              .n = size(width_),
+                              .k = size(hidden_),
+                              .lda = size(hidden_),
+                              .ldb = size(ldb),
+                              .ldc = size(width_)};
+      };
+      forwards.push_back(problem(rows.gate, x, 0, hidden_));
+      forwards.push_back(problem(rows.up, x, 1, hidden_));
+      backwards.push_back(problem(rows.mid, part(rows.dy.data, at, hidden_).data, 2, width_));
+    }
+    grouped_gemm(stream_, forwards, {.b = Transposed::yes, .result = DType::bf16});
+    grouped_gemm(stream_, backwards, {.result = DType::bf16});
+  }
+
+  // The gradients of the weights, and those of the rows where dx is.
+  void second_products(std::span<const Run> runs, const Rows& rows, void* h,
+                       const std::vector<Operand> (&weights)[3], float* dx) {
+    std::vector<GroupedProblem> of_weights, of_rows;
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::int64_t at = runs[i].row0 - runs.front().row0;
+      const std::int32_t n = size(runs[i].n_rows);
+      const auto row = [&](void* data, std::int64_t cols) { return part(data, at, cols).data; };
+      const auto add = [&](const TensorView& to, const void* dout, const void* in) {
+        if (!to) return;
+        const std::int32_t m = size(to.dim(0)), cols = size(to.dim(1));
+        of_weights.push_back({.pairs = {{{dout, in}}},
+                              .out = to.bytes(),
+                              .m = m,
+                              .n = cols,
+                              .k = n,
+                              .lda = m,
+                              .ldb = cols,
+                              .ldc = cols});
+      };
+      const ExpertGradients& d = *runs[i].gradients;
+      add(d.gate_proj, row(rows.gate, width_), row(rows.x.data, hidden_));
+      add(d.up_proj, row(rows.up, width_), row(rows.x.data, hidden_));
+      add(d.down_proj, row(rows.dy.data, hidden_), row(h, width_));
+      if (dx == nullptr) continue;
+      of_rows.push_back({.pairs = {{{row(rows.gate, width_), weights[0][i].data},
+                                    {row(rows.up, width_), weights[1][i].data}}},
+                         .n_pairs = 2,
+                         .out = dx + at * hidden_,
+                         .m = n,
+                         .n = size(hidden_),
+                         .k = size(width_),
+                         .lda = size(width_),
+                         .ldb = size(hidden_),
+                         .ldc = size(hidden_)});
+    }
+    grouped_gemm(stream_, of_weights, {.a = Transposed::yes, .add = true});
+    grouped_gemm(stream_, of_rows, {});
+  }
+  static std::int32_t size(std::int64_t n) {
+    HADAL_CHECK(n < INT32_MAX);
+    return static_cast<std::int32_t>(n);
+  }
+
   [[nodiscard]] Gemm::Matrix part(void* rows, std::int64_t at, std::int64_t cols) const {
     return {.data = static_cast<std::byte*>(rows) + at * cols * item_, .ld = cols};
   }
@@ -373,7 +311,7 @@ class ExpertsBackward {
   }
   // [n, hidden] to [n, width].
   void forward(const Gemm::Matrix& out, const Gemm::Matrix& in, const Gemm::Matrix& weight,
-               std::int64_t n, DType result) {
+               std::int64_t n) {
     gemm(stream_, {.out = out,
                    .a = in,
                    .b = weight,
@@ -381,7 +319,7 @@ class ExpertsBackward {
                    .n = width_,
                    .k = hidden_,
                    .operands = type_,
-                   .result = result});
+                   .result = type_});
   }
   // [n, width] to [n, hidden].
   void backward(const Gemm::Matrix& out, const Gemm::Matrix& in, const Gemm::Matrix& weight,
