@@ -217,17 +217,14 @@ class Device {
 
   [[nodiscard]] cublasLtHandle_t handle() const { return handle_; }
 
-  Choice choose(const Gemm& g, const Problem& problem) {
+  // None when cuBLASLt cannot multiply these.
+  std::optional<Choice> choose(const Gemm& g, const Problem& problem) {
     const std::lock_guard lock(mutex_);
     const Key key = key_of(g);
     if (const auto known = choices_.find(key); known != choices_.end()) return known->second;
     std::optional<Choice> choice = shared(g, problem);
     if (!choice) choice = ask(g, problem);
-    if (!choice) {
-      throw Error(ErrorCode::device,
-                  fmt::format("cuBLASLt has no way to multiply {}", describe(g)));
-    }
-    return choices_.emplace(key, *choice).first->second;
+    return choices_.emplace(key, choice).first->second;
   }
 
  private:
@@ -291,8 +288,8 @@ class Device {
 
   std::mutex mutex_;
   cublasLtHandle_t handle_ = nullptr;
-  std::map<Key, Choice> choices_;               // by exact sizes
-  std::map<Key, std::optional<Choice>> usual_;  // by rounded sizes
+  std::map<Key, std::optional<Choice>> choices_;  // by exact sizes
+  std::map<Key, std::optional<Choice>> usual_;    // by rounded sizes
 };
 
 // Handles live as long as the process: a GPU may be gone when statics are destroyed.
@@ -307,20 +304,54 @@ Device& device_of(const Stream& stream) {
 
 }  // namespace
 
+namespace {
+
+// False when cuBLASLt cannot multiply these.
+bool try_gemm(Stream& stream, const Gemm& g) {
+  Device& device = device_of(stream);
+  const Problem problem(g);
+  const std::optional<Choice> choice = device.choose(g, problem);
+  if (!choice) return false;
+  const auto n_bytes = static_cast<std::int64_t>(choice->workspace);
+  const Tensor workspace = n_bytes > 0 ? stream.cuda().scratch(n_bytes) : Tensor();
+  check(api().matmul(device.handle(), problem.desc, &g.alpha, g.b.data, problem.a, g.a.data,
+                     problem.b, &g.beta, g.addend != nullptr ? g.addend : g.out.data, problem.out,
+                     g.out.data, problem.out, &choice->algorithm, workspace.bytes(),
+                     choice->workspace, static_cast<cudaStream_t>(stream.cuda().stream())),
+        g);
+  return true;
+}
+
+Gemm one_of(const Gemm& g, std::int64_t i) {
+  Gemm one = g;
+  const auto advance = [&](Gemm::Matrix& x, DType dtype) {
+    x.data = static_cast<std::byte*>(x.data) + i * x.batch_stride * bytes_of(dtype);
+    x.batch_stride = 0;
+  };
+  advance(one.a, g.operands);
+  advance(one.b, g.operands);
+  advance(one.out, g.result);
+  if (g.addend != nullptr) {
+    one.addend =
+        static_cast<const std::byte*>(g.addend) + i * g.out.batch_stride * bytes_of(g.result);
+  }
+  one.n_batch = 1;
+  return one;
+}
+
+}  // namespace
+
 void gemm(Stream& stream, const Gemm& g) {
   if (g.m == 0 || g.n == 0 || g.n_batch == 0) return;
   HADAL_CHECK(g.k > 0 && g.out.transposed == Transposed::no);
   HADAL_CHECK(g.result == DType::f32 || g.operands == DType::bf16);
-  Device& device = device_of(stream);
-  const Problem problem(g);
-  const Choice choice = device.choose(g, problem);
-  const auto n_bytes = static_cast<std::int64_t>(choice.workspace);
-  const Tensor workspace = n_bytes > 0 ? stream.cuda().scratch(n_bytes) : Tensor();
-  check(api().matmul(device.handle(), problem.desc, &g.alpha, g.b.data, problem.a, g.a.data,
-                     problem.b, &g.beta, g.addend != nullptr ? g.addend : g.out.data, problem.out,
-                     g.out.data, problem.out, &choice.algorithm, workspace.bytes(),
-                     choice.workspace, static_cast<cudaStream_t>(stream.cuda().stream())),
-        g);
+  if (try_gemm(stream, g)) return;
+  // Batches whose matrices lie between each other's rows, if the library has no way for those.
+  bool done = g.n_batch > 1;
+  for (std::int64_t i = 0; done && i < g.n_batch; ++i) done = try_gemm(stream, one_of(g, i));
+  if (!done) {
+    throw Error(ErrorCode::device, fmt::format("cuBLASLt has no way to multiply {}", describe(g)));
+  }
 }
 
 }  // namespace hadal::kernels::cuda
