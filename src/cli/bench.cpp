@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_model.h"
 #include "cli/bench_serve.h"
 #include "cli/common.h"
 #include "cli/progress.h"
@@ -222,6 +223,7 @@ int bench_decode(const Options& options) {
     }
   }
   const double wall = all.seconds();
+  profile.settle();
   if (step_seconds.empty()) {
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("--tokens {} leaves nothing to time behind {} warm-up steps",
@@ -275,6 +277,7 @@ int bench_prefill(const Options& options) {
   const Stopwatch watch;
   bench.prefill(session);
   const double wall = watch.seconds();
+  profile.settle();
 
   // Of the average token; the head runs for the last one alone.
   const model::Config& config = bench.loaded().config;
@@ -368,8 +371,13 @@ Action add(CLI::App& app) {
   add_model_options(app, options->model);
   // A subcommand of its own, since it shares no option with the others.
   const Action serve = add_bench_serve(app);
+  const Action model = add_bench_model(app);
   const CLI::App* serve_app = app.get_subcommand("serve");
-  return [options, serve, serve_app] { return serve_app->parsed() ? serve() : run(*options); };
+  const CLI::App* model_app = app.get_subcommand("model");
+  return [=] {
+    if (serve_app->parsed()) return serve();
+    return model_app->parsed() ? model() : run(*options);
+  };
 }
 
 }  // namespace
@@ -382,6 +390,7 @@ const Subcommand kBench{
     "  hadal bench prefill --model flash-4 --context 2048 --json\n"
     "  hadal bench memory --context 8192\n"
     "  hadal bench serve --help\n"
+    "  hadal bench model --help\n"
     "\n"
     "Bounds are measured on the spot. A model that fits into the caches reads faster than memory,\n"
     "so its share of the bandwidth may be above 100 %.",

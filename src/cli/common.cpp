@@ -99,7 +99,6 @@ std::unique_ptr<engine::LoadedModel> ModelOptions::load(engine::Runtime* runtime
   if (runtime != nullptr && runtime->gpu() != nullptr) {
     preload(resolved_directory());
     options.stream = &runtime->stream();
-    options.allocator = &runtime->allocator();
     bar.emplace("weights to the GPU", ProgressBar::Unit::bytes);
     options.progress = [&](std::size_t done, std::size_t total) { bar->update(done, total); };
   }

@@ -15,7 +15,6 @@ struct LoadOptions {
   // Where the model will run; null, or a stream of the CPU, leaves the weights in the page cache.
   // A GPU's takes copies of them, and must outlive the model.
   const Stream* stream = nullptr;
-  PoolAllocator* allocator = nullptr;                                      // of that GPU's memory
   std::function<void(std::size_t done, std::size_t total)> progress = {};  // of copying, in bytes
 };
 
@@ -36,5 +35,10 @@ struct LoadedModel {
 // when the tokenizer has ids that the embedding lacks.
 [[nodiscard]] std::unique_ptr<LoadedModel> load_model(const Path& directory,
                                                       const LoadOptions& options = {});
+
+// A model of this config with random weights (model/synthesize.h), for timing where there are none:
+// in memory, with no file, no tokenizer and no directory.
+[[nodiscard]] std::unique_ptr<LoadedModel> synthetic_model(model::Config config, std::uint64_t seed,
+                                                           const LoadOptions& options = {});
 
 }  // namespace hadal::engine

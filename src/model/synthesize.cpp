@@ -207,4 +207,43 @@ void synthesize_checkpoint(FileSystem& fs, Config config, const Path& to, std::u
   writer.finish();
 }
 
+BoundWeights synthesize_weights(const Config& config, std::uint64_t seed,
+                                const WeightPlace& place) {
+  std::unordered_map<std::string, io::TensorDecl> decls;
+  for (io::TensorDecl& d : stored_tensors(config, WeightFormat::published)) {
+    if (d.shape.rank() == 1) d.dtype = DType::f32;
+    decls.emplace(d.name, std::move(d));
+  }
+  WeightSource source(config.initializer_range, seed);
+  const auto make = [&](const io::TensorDecl& decl, DType scaled_dtype) {
+    Tensor t = place.make(decl.shape, decl.dtype);
+    const TensorView bytes(t.bytes(), {static_cast<std::int64_t>(t.nbytes())}, DType::u8);
+    std::int64_t at = 0;
+    source.write(decl, scaled_dtype, [&](std::span<const std::byte> piece) {
+      const auto n = static_cast<std::int64_t>(piece.size());
+      // Only read from, but a view has no constness.
+      place.write({const_cast<std::byte*>(piece.data()), {n}, DType::u8}, bytes.slice(at, at + n));
+      at += n;
+    });
+    return t;
+  };
+  return BoundWeights::from_memory(config, [&](const ExpectedWeight& w) -> QuantTensor {
+    if (w.role == WeightRole::token_table) {
+      const Tensor wide = balanced_table(config, seed);
+      const Tensor narrow = Tensor::empty(wide.shape(), DType::i32);
+      std::copy_n(wide.data<const std::int64_t>(), wide.numel(), narrow.data<std::int32_t>());
+      Tensor t = place.make(narrow.shape(), DType::i32);
+      place.write(narrow, t);
+      return {std::move(t), {}, {}};
+    }
+    const io::TensorDecl& decl = decls.at(w.name);
+    QuantTensor out{make(decl, decl.dtype), {}, {}};
+    if (const auto scale = decls.find(scale_name(w.name)); scale != decls.end()) {
+      out.scale = make(scale->second, decl.dtype);
+      out.block = decl.dtype == DType::f4_e2m1 ? kFp4Block : kFp8Block;
+    }
+    return out;
+  });
+}
+
 }  // namespace hadal::model

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -29,5 +30,15 @@ struct SliceOptions {
 void synthesize_checkpoint(FileSystem& fs, Config config, const Path& to, std::uint64_t seed,
                            const io::CheckpointWriterOptions& output,
                            const ConvertProgress& progress = nullptr);
+
+// Where weights are made: memory for a tensor, and a piece of bytes ([n] u8) copied into it.
+struct WeightPlace {
+  std::function<Tensor(const Shape&, DType)> make;
+  std::function<void(const TensorView& from, const TensorView& to)> write;
+};
+
+// Such weights in memory, in the published format, norms in f32.
+[[nodiscard]] BoundWeights synthesize_weights(const Config& config, std::uint64_t seed,
+                                              const WeightPlace& place);
 
 }  // namespace hadal::model

@@ -1,6 +1,7 @@
 #include "model/traffic.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/kv_format.h"
 
@@ -8,9 +9,10 @@ namespace hadal::model {
 
 namespace {
 
-double weight_bytes(const Config& config, const BoundWeights& weights) {
-  const double chosen = static_cast<double>(config.num_experts_per_tok) /
-                        static_cast<double>(config.n_routed_experts);
+double weight_bytes(const Config& config, const BoundWeights& weights, std::int64_t batch) {
+  const double share = static_cast<double>(config.num_experts_per_tok) /
+                       static_cast<double>(config.n_routed_experts);
+  const double chosen = 1 - std::pow(1 - share, static_cast<double>(batch));
   double total = 0;
   for (const ExpectedWeight& w : expected_weights(config)) {
     if (w.name.starts_with("mtp.")) continue;
@@ -18,7 +20,7 @@ double weight_bytes(const Config& config, const BoundWeights& weights) {
     const auto bytes = static_cast<double>(scaled ? weights.linear(w.name).nbytes()
                                                   : weights.plain(w.name).nbytes());
     if (w.role == WeightRole::token_table || w.name == "embed.weight") {
-      total += bytes / static_cast<double>(config.vocab_size);  // one row
+      total += bytes * static_cast<double>(batch) / static_cast<double>(config.vocab_size);  // rows
     } else {
       total += w.role == WeightRole::expert ? bytes * chosen : bytes;
     }
@@ -48,9 +50,9 @@ double kv_bytes(const Config& config, Numerics numerics, std::int64_t context) {
 }  // namespace
 
 DecodeTraffic decode_traffic(const Config& config, const BoundWeights& weights, Numerics numerics,
-                             std::int64_t context) {
-  return {.weight_bytes = weight_bytes(config, weights),
-          .kv_bytes = kv_bytes(config, numerics, context)};
+                             std::int64_t context, std::int64_t batch) {
+  return {.weight_bytes = weight_bytes(config, weights, batch),
+          .kv_bytes = static_cast<double>(batch) * kv_bytes(config, numerics, context)};
 }
 
 }  // namespace hadal::model

@@ -14,8 +14,10 @@ struct DecodeTraffic {
 };
 
 // Of one token at position `context` - 1, as the weights are stored and the cache of these
-// numerics holds them.
+// numerics holds them; with a batch, of a step of so many sequences, whose experts are taken to be
+// chosen evenly and each read once.
 [[nodiscard]] DecodeTraffic decode_traffic(const Config& config, const BoundWeights& weights,
-                                           Numerics numerics, std::int64_t context);
+                                           Numerics numerics, std::int64_t context,
+                                           std::int64_t batch = 1);
 
 }  // namespace hadal::model

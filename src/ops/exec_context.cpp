@@ -2,6 +2,13 @@
 
 namespace hadal {
 
+void KernelProfile::settle() {
+  for (const Pending& p : pending) {
+    p.entry->seconds += cuda::Queue::seconds_between(*p.begin, *p.end);
+  }
+  pending.clear();
+}
+
 double KernelProfile::total_seconds() const {
   double total = 0;
   for (const auto& [name, entry] : kernels) total += entry.seconds;

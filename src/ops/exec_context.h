@@ -4,9 +4,12 @@
 
 #include <chrono>
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "core/allocator.h"
+#include "core/cuda/queue.h"
 #include "core/device.h"
 #include "core/numerics.h"
 #include "kernels/registry.h"
@@ -18,13 +21,20 @@ namespace parallel {
 class Communicator;
 }
 
-// Time spent inside each kernel, by name. Only filled when a context is given one.
+// Time spent inside each kernel, by name. Only filled when a context is given one. A GPU's times
+// are there once settle() has waited for them.
 struct KernelProfile {
   struct Entry {
     std::int64_t calls = 0;
     double seconds = 0;
   };
   std::map<std::string, Entry, std::less<>> kernels;
+  struct Pending {
+    Entry* entry;
+    std::shared_ptr<cuda::Queue::Mark> begin, end;
+  };
+  std::vector<Pending> pending;
+  void settle();
   [[nodiscard]] double total_seconds() const;
 };
 
@@ -80,11 +90,16 @@ class ExecContext {
   void launch(KernelName<Args> name, DType dtype, const Args& args) const {
     const auto kernel = registry_->find(name, {stream_->device(), dtype});
     if (profile == nullptr) return kernel(*stream_, args);
-    const auto begin = std::chrono::steady_clock::now();
-    kernel(*stream_, args);
-    stream_->wait();  // a GPU only took the order
     KernelProfile::Entry& entry = profile->kernels[name.name];
     entry.calls += 1;
+    if (stream_->device() == DeviceKind::cuda) {
+      auto begin_mark = stream_->cuda().mark();
+      kernel(*stream_, args);
+      profile->pending.push_back({&entry, std::move(begin_mark), stream_->cuda().mark()});
+      return;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    kernel(*stream_, args);
     entry.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }

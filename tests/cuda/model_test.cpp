@@ -28,8 +28,7 @@ class Place {
  public:
   Place(const char* directory, std::optional<int> gpu, Numerics numerics)
       : runtime_(0, gpu),
-        loaded_(load_model(directory,
-                           {.stream = &runtime_.stream(), .allocator = &runtime_.allocator()})),
+        loaded_(load_model(directory, {.stream = &runtime_.stream()})),
         ctx_(runtime_.context(numerics)),
         kv_(loaded_->config,
             {.numerics = numerics, .page_tokens = 256, .memory = runtime_.cache_memory()}) {}

@@ -137,6 +137,15 @@ class CudaTest : public ::testing::Test {
         << what << ": element " << at << " is " << (at < 0 ? 0 : value_at(got, at)) << ", wanted "
         << (at < 0 ? 0 : value_at(want, at));
   }
+  static std::string hex(const Tensor& t, std::size_t begin) {
+    std::string text;
+    const char* digits = "0123456789abcdef";
+    for (std::size_t i = begin; i < std::min(t.nbytes(), begin + 16); ++i) {
+      const auto b = static_cast<unsigned>(t.bytes()[i]);
+      text += {digits[b >> 4], digits[b & 15], ' '};
+    }
+    return text;
+  }
   static void expect_same_bytes(const Tensor& got, const Tensor& want, const std::string& what) {
     ASSERT_EQ(got.shape(), want.shape()) << what;
     ASSERT_EQ(got.dtype(), want.dtype()) << what;
@@ -144,7 +153,8 @@ class CudaTest : public ::testing::Test {
       if (got.bytes()[i] == want.bytes()[i]) continue;
       const auto element =
           static_cast<std::int64_t>(i * 8 / static_cast<std::size_t>(bits(want.dtype())));
-      FAIL() << what << ": element " << element << " of " << want.numel() << " differs";
+      FAIL() << what << ": element " << element << " of " << want.numel() << " differs; bytes from "
+             << i << ": " << hex(got, i) << ", wanted " << hex(want, i);
     }
   }
 

@@ -35,6 +35,9 @@ void* Queue::stream() const {
 PoolAllocator& Queue::memory() {
   refuse();
 }
+Tensor Queue::allocate(std::size_t) {
+  refuse();
+}
 const std::byte* Queue::stage(const void*, std::size_t) {
   refuse();
 }

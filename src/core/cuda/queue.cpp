@@ -173,6 +173,25 @@ PoolAllocator& Queue::memory() {
   return *state_->memory;
 }
 
+Tensor Queue::allocate(std::size_t n_bytes) {
+  state_->use();
+  void* memory = nullptr;
+  const cudaError_t result = cudaMalloc(&memory, n_bytes);
+  if (result == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    std::size_t free_bytes = 0, total = 0;
+    (void)cudaMemGetInfo(&free_bytes, &total);
+    throw Error(ErrorCode::out_of_memory,
+                fmt::format("GPU {}, {}, has {} of {} bytes free, and {} are needed in one piece",
+                            state_->device.index, state_->device.name, free_bytes, total, n_bytes));
+  }
+  check(result, "allocating GPU memory");
+  return {std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
+                                     [](std::byte* p) { (void)cudaFree(p); }),
+          {static_cast<std::int64_t>(n_bytes)},
+          DType::u8};
+}
+
 const std::byte* Queue::stage(const void* data, std::size_t n_bytes) {
   State& s = *state_;
   const std::size_t size = (n_bytes + kStagingAlign - 1) / kStagingAlign * kStagingAlign;

@@ -49,6 +49,8 @@ class Queue {
   // Device memory. What is given back on the host may be handed out again at once: whoever gets it
   // uses it in work that comes after.
   [[nodiscard]] PoolAllocator& memory();
+  // One piece of exactly so many bytes, outside the pool: weights.
+  [[nodiscard]] Tensor allocate(std::size_t n_bytes);
   [[nodiscard]] Tensor scratch(std::int64_t bytes) { return memory().empty({bytes}, DType::u8); }
 
   // A copy of small host data, such as the arguments of a launch, for kernels given from now until
