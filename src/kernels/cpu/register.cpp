@@ -16,6 +16,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/sparse_attention.h"
+#include "kernels/store_weights.h"
 #include "kernels/sum_squares.h"
 
 namespace hadal::kernels::cpu {
@@ -62,6 +63,7 @@ void muon_momentum(Stream&, const MuonMomentumArgs&);
 void newton_schulz(Stream&, const NewtonSchulzArgs&);
 void muon_update(Stream&, const MuonUpdateArgs&);
 void adamw(Stream&, const AdamwArgs&);
+void store_weights(Stream&, const StoreWeightsArgs&);
 
 void register_kernels(KernelRegistry& registry) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
@@ -117,6 +119,7 @@ void register_kernels(KernelRegistry& registry) {
   registry.add(kNewtonSchulz, master, newton_schulz);
   registry.add(kMuonUpdate, master, muon_update);
   registry.add(kAdamw, master, adamw);
+  registry.add(kStoreWeights, master, store_weights);
 }
 
 }  // namespace hadal::kernels::cpu

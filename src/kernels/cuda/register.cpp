@@ -16,6 +16,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/sparse_attention.h"
+#include "kernels/store_weights.h"
 #include "kernels/sum_squares.h"
 
 namespace hadal::kernels::cuda {
@@ -64,6 +65,7 @@ void sum_squares(Stream&, const SumSquaresArgs&);
 void adamw(Stream&, const AdamwArgs&);
 void muon_momentum(Stream&, const MuonMomentumArgs&);
 void muon_update(Stream&, const MuonUpdateArgs&);
+void store_weights(Stream&, const StoreWeightsArgs&);
 
 // Training.
 void linear_backward(Stream&, const LinearBackwardArgs&);
@@ -138,6 +140,7 @@ void register_optimizer(KernelRegistry& registry) {
   registry.add(kAdamw, kF32, adamw);
   registry.add(kMuonMomentum, kF32, muon_momentum);
   registry.add(kMuonUpdate, kF32, muon_update);
+  registry.add(kStoreWeights, kF32, store_weights);
 }
 
 void register_training(KernelRegistry& registry) {
