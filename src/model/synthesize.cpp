@@ -238,7 +238,8 @@ BoundWeights synthesize_weights(const Config& config, std::uint64_t seed,
     }
     const io::TensorDecl& decl = decls.at(w.name);
     QuantTensor out{make(decl, decl.dtype), {}, {}};
-    if (const auto scale = decls.find(scale_name(w.name)); scale != decls.end()) {
+    const bool scaled = decl.dtype == DType::f4_e2m1 || decl.dtype == DType::f8_e4m3;
+    if (const auto scale = decls.find(scaled ? scale_name(w.name) : ""); scale != decls.end()) {
       out.scale = make(scale->second, decl.dtype);
       out.block = decl.dtype == DType::f4_e2m1 ? kFp4Block : kFp8Block;
     }

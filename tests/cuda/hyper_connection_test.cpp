@@ -58,8 +58,9 @@ const Case kCases[] = {{0, 4, 64},  {1, 4, 4096},  {1, 4, 7168},  {7, 4, 64},   
 
 // Mixes are sums of n * hidden products in another order: 1e-6 of their scale, sqrt(n * hidden)
 // roundings; their factor, 1 / rms, halves the relative error of a sum of as many squares, which
-// the CPU adds in 16 chains of up to 1,792: 2e-6. Gates have slopes below 1 in them, comb has what twenty normalisations leave of it,
-// times a scale that is a few units at most. x in bf16 rounds the other way now and then.
+// the CPU adds in 16 chains of up to 1,792: 2e-6, and mixes carry it. Gates have slopes below 1 in
+// them, comb has what twenty normalisations leave of it, times a scale that is a few units at most.
+// x in bf16 rounds the other way now and then.
 TEST_F(CudaHyperConnection, PreIsTheCpus) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const DType fn_dtype : {DType::f32, DType::bf16}) {
@@ -74,7 +75,7 @@ TEST_F(CudaHyperConnection, PreIsTheCpus) {
         const std::string of = " of " + std::to_string(c.n_tokens) + " x " + std::to_string(c.n) +
                                " x " + std::to_string(c.hidden);
         expect_close(to_host(got.rms), want.rms, 4e-6, 0, "rms" + of);
-        expect_close(to_host(got.mixes), want.mixes, 2e-6, 1e-7, "mixes" + of);
+        expect_close(to_host(got.mixes), want.mixes, 4e-6, 1e-7, "mixes" + of);
         expect_close(to_host(got.post), want.post, 4e-6, 1e-7, "post" + of);
         expect_close(to_host(got.comb), want.comb, 1e-5, 1e-6, "comb" + of);
         expect_close(to_host(got.x), want.x, dtype == DType::f32 ? 4e-6 : 1e-3, 0, "x" + of);

@@ -26,6 +26,14 @@ __device__ __forceinline__ std::byte exponent_byte(int e) {
   return static_cast<std::byte>(min(max(e + 127, 0), 254));
 }
 
+// x rounded to bf16, by integer arithmetic: ptxas 13.0 turns a byte store of what
+// cvt.rn.bf16.f32 gives into a conversion of the value to an 8-bit integer.
+__device__ __forceinline__ std::uint32_t bf16_bits(float x) {
+  const std::uint32_t u = __float_as_uint(x);
+  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded;
+}
+
 template <class T>
 __device__ void store_fp8_mixed(const DeviceRows& rows, const T* x, std::byte* data,
                                 std::byte* scales) {
@@ -48,7 +56,7 @@ __device__ void store_fp8_mixed(const DeviceRows& rows, const T* x, std::byte* d
   }
   // The warps that have the fewest blocks begin: with 448 + 64 columns the eighth has none.
   for (int i = kThreads - 1 - static_cast<int>(threadIdx.x); i < rows.rope; i += kThreads) {
-    const std::uint32_t v = __bfloat16_as_ushort(__float2bfloat16_rn(load(x[nope + i])));
+    const std::uint32_t v = bf16_bits(load(x[nope + i]));
     data[nope + 2 * i] = static_cast<std::byte>(v & 0xffu);
     data[nope + 2 * i + 1] = static_cast<std::byte>(v >> 8);
   }
