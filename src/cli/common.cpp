@@ -29,6 +29,23 @@ void add_run_options(CLI::App& app, RunOptions& options) {
       ->capture_default_str();
 }
 
+std::optional<int> DeviceOption::gpu() const {
+  if (text == "cpu") return std::nullopt;
+  return text == "cuda" ? 0 : std::stoi(text.substr(5));
+}
+
+void add_device_option(CLI::App& app, DeviceOption& option, const std::string& what) {
+  app.add_option("--device", option.text, what + ": cpu, cuda or cuda:N (an H100, H200 or GH200)")
+      ->check([](const std::string& text) -> std::string {
+        const bool numbered = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
+                              text.find_first_not_of("0123456789", 5) == std::string::npos;
+        return text == "cpu" || text == "cuda" || numbered
+                   ? ""
+                   : fmt::format("\"{}\" is no device; wanted cpu, cuda or cuda:N", text);
+      })
+      ->capture_default_str();
+}
+
 void add_model_directory(CLI::App& app, Path& directory) {
   app.add_option("-m,--model", directory,
                  "checkpoint directory (config.json, *.safetensors, tokenizer.json); without it, "
@@ -44,16 +61,7 @@ void add_model_options(CLI::App& app, ModelOptions& options) {
       ->capture_default_str();
   app.add_flag("--check-finite", options.check_finite,
                "read every weight first and refuse NaN and infinity");
-  app.add_option("--device", options.device,
-                 "where the model runs: cpu, cuda or cuda:N (an H100, H200 or GH200)")
-      ->check([](const std::string& text) -> std::string {
-        const bool numbered = text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
-                              text.find_first_not_of("0123456789", 5) == std::string::npos;
-        return text == "cpu" || text == "cuda" || numbered
-                   ? ""
-                   : fmt::format("\"{}\" is no device; wanted cpu, cuda or cuda:N", text);
-      })
-      ->capture_default_str();
+  add_device_option(app, options.device, "where the model runs");
   add_run_options(app, options.run);
 }
 
@@ -87,9 +95,7 @@ Numerics ModelOptions::resolved_numerics() const {
 }
 
 std::unique_ptr<engine::Runtime> ModelOptions::runtime() const {
-  std::optional<int> gpu;
-  if (device != "cpu") gpu = device == "cuda" ? 0 : std::stoi(device.substr(5));
-  return std::make_unique<engine::Runtime>(run.threads, gpu);
+  return std::make_unique<engine::Runtime>(run.threads, device.gpu());
 }
 
 std::unique_ptr<engine::LoadedModel> ModelOptions::load(engine::Runtime* runtime) const {

@@ -34,12 +34,19 @@ struct RunOptions {
 };
 void add_run_options(CLI::App& app, RunOptions& options);
 
+// Where a model runs or is trained: "cpu", "cuda" or "cuda:1".
+struct DeviceOption {
+  std::string text = "cpu";
+  [[nodiscard]] std::optional<int> gpu() const;  // its number; nothing: the CPU
+};
+void add_device_option(CLI::App& app, DeviceOption& option, const std::string& what);
+
 // Options of whatever runs a model.
 struct ModelOptions {
   Path directory;  // empty: the embedded model
   std::string numerics = "official";
   bool check_finite = false;
-  std::string device = "cpu";  // or "cuda", "cuda:1"
+  DeviceOption device;
   RunOptions run;
 
   [[nodiscard]] Path resolved_directory() const;

@@ -20,6 +20,7 @@ struct Options {
   bool resume = false, plan = false, print_config = false;
   std::int64_t max_steps = 0;
   RunOptions compute;
+  DeviceOption device;
 };
 
 train::RunConfig load_config(const Options& options) {
@@ -48,16 +49,20 @@ int run(const Options& options) {
   if (!options.plan) {
     expect_vocabulary(train::load_manifest(config.data), config.data, config.model.vocab_size);
   }
-  const train::MemoryPlan plan = train::plan_memory(config, pool);
+  // Before the plan: a GPU that is not there.
+  std::unique_ptr<cuda::Queue> gpu;
+  if (const auto number = options.device.gpu()) gpu = std::make_unique<cuda::Queue>(*number);
+  const std::string plan =
+      train::to_string(train::plan_memory(config, pool), gpu == nullptr ? nullptr : &gpu->device());
   if (options.plan) {
-    print(train::to_string(plan));
+    print(plan);
     return 0;
   }
   const std::unique_ptr<parallel::Communicator> ranks = parallel::communicator_from_environment();
   return parallel::abort_on_error(*ranks, [&] {
     TrainRun run(config, options.run, {.resume = options.resume, .weights = options.init}, pool,
-                 *ranks);
-    if (ranks->rank() == 0) remark(train::to_string(plan));
+                 *ranks, gpu.get());
+    if (ranks->rank() == 0) remark(plan);
     return run.train(options.max_steps);
   });
 }
@@ -74,10 +79,11 @@ Action add(CLI::App& app) {
   app.add_option("--init", options->init,
                  "run or checkpoint whose weights a new run begins with, to fine-tune it");
   app.add_flag("--resume", options->resume, "go on from the newest checkpoint of the run");
-  app.add_flag("--plan", options->plan, "only say how much memory it needs");
+  app.add_flag("--plan", options->plan, "only say how much memory it needs, and the device has");
   app.add_flag("--show-config", options->print_config, "only print every option with its value");
   app.add_option("--max-steps", options->max_steps, "stop after this many steps; 0: at the end")
       ->check(CLI::NonNegativeNumber);
+  add_device_option(app, options->device, "where the model is trained");
   add_run_options(app, options->compute);
   return [options] { return run(*options); };
 }
@@ -89,6 +95,7 @@ const Subcommand kTrain{
     "  hadal data build TEXT -o data --tokenizer tokenizer.json\n"
     "  hadal train configs/nano.toml --data data -o runs/nano\n"
     "  hadal train --resume -o runs/nano            after Ctrl-C or a crash\n"
+    "  hadal train configs/micro.toml --data data -o runs/micro --device cuda\n"
     "  hadal train configs/nano.toml --data data -o runs/adamw --set muon.matrices_on_adamw=true\n"
     "  hadal train chat.toml --data chats -o runs/chat --init runs/nano --set "
     "train.compute='\"qat\"'\n"

@@ -36,14 +36,14 @@ std::string count_text(const train::ParameterStore& store) {
 }  // namespace
 
 TrainRun::TrainRun(const train::RunConfig& config, const Path& directory, const Start& start,
-                   ThreadPool& pool, parallel::Communicator& ranks)
+                   ThreadPool& pool, parallel::Communicator& ranks, cuda::Queue* gpu)
     : config_(config),
       ranks_(ranks),
       directory_(directory),
       fs_(FileSystem::real()),
       data_(train::DataSet::open(config.data)),
       tokenizer_(io::Tokenizer::load(Path(config.data) / data_.manifest().tokenizer.file)),
-      trainer_(config, data_, pool, ranks) {
+      trainer_(config, data_, pool, ranks, gpu) {
   if (is_first()) {
     fs_.create_directories(directory_);
     lock_ = fs_.lock(directory_ / "lock");

@@ -23,10 +23,10 @@ class TrainRun {
     bool resume = false;  // from the directory's newest whole checkpoint
     Path weights{};       // a run or checkpoint whose weights a new run begins with; empty: random
   };
-  // `config` must outlive this. Throws Error: invalid_argument when the directory has a run and
-  // resume is not asked for; what the trainer and the checkpoints throw.
+  // `config` and the GPU (null: the CPU) must outlive this. Throws Error: invalid_argument when the
+  // directory has a run and resume is not asked for; what the trainer and the checkpoints throw.
   TrainRun(const train::RunConfig& config, const Path& directory, const Start& start,
-           ThreadPool& pool, parallel::Communicator& ranks);
+           ThreadPool& pool, parallel::Communicator& ranks, cuda::Queue* gpu = nullptr);
   ~TrainRun();
 
   // To the end, to Ctrl-C (a checkpoint is saved) or for `max_steps` steps (0: no limit). The exit

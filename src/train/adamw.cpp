@@ -7,12 +7,16 @@ namespace hadal::train {
 
 Adamw::Adamw(const ParameterStore& store, AdamwOptions options,
              std::span<const VariableId> parameters)
-    : options_(options), steps_(Tensor::zeros({1}, DType::i64)) {
+    : options_(options),
+      memory_(store.gpu()),
+      steps_(Tensor::zeros({1}, DType::i64)),
+      nbytes_(steps_.nbytes()) {
   for (const VariableId id : parameters) {
     const Parameter& p = store.at(id);
     HADAL_CHECK(p.info.group != ParameterGroup::frozen);
     units_.push_back(
-        {&p, Tensor::zeros(p.info.shape, DType::f32), Tensor::zeros(p.info.shape, DType::f32)});
+        {&p, memory_.zeros(p.info.shape, DType::f32), memory_.zeros(p.info.shape, DType::f32)});
+    nbytes_ += 2 * units_.back().mean.nbytes();
   }
 }
 
@@ -37,8 +41,8 @@ UpdateStats Adamw::step(const ExecContext& ctx, double lr, double gradient_scale
 std::vector<NamedTensor> Adamw::state() const {
   std::vector<NamedTensor> all{{"adamw.steps", steps_}};
   for (const Unit& u : units_) {
-    all.push_back({"adamw.mean." + u.parameter->info.name, u.mean});
-    all.push_back({"adamw.variance." + u.parameter->info.name, u.variance});
+    all.push_back({"adamw.mean." + u.parameter->info.name, u.mean, memory_.gpu()});
+    all.push_back({"adamw.variance." + u.parameter->info.name, u.variance, memory_.gpu()});
   }
   return all;
 }

@@ -26,6 +26,7 @@ class Adamw {
 
   // "adamw.mean.NAME", "adamw.variance.NAME" and "adamw.steps" (i64 [1]: steps taken).
   [[nodiscard]] std::vector<NamedTensor> state() const;
+  [[nodiscard]] std::size_t nbytes() const { return nbytes_; }  // of it
 
  private:
   struct Unit {
@@ -33,8 +34,10 @@ class Adamw {
     Tensor mean, variance;
   };
   AdamwOptions options_;
+  RunMemory memory_;
   std::vector<Unit> units_;
-  Tensor steps_;
+  Tensor steps_;  // on the host
+  std::size_t nbytes_ = 0;
 };
 
 }  // namespace hadal::train

@@ -44,7 +44,7 @@ FileDigest write_shard(FileSystem& fs, const Path& directory, const std::string&
     decls.push_back({t.name, t.tensor.dtype(), t.tensor.shape(), {}});
   Sha256 digest;
   io::SafetensorsWriter writer(fs, directory / name, std::move(decls), {{"format", "pt"}}, &digest);
-  for (const NamedTensor& t : tensors) writer.write(t.name, t.tensor);
+  for (const NamedTensor& t : tensors) writer.write(t.name, t.on_host());
   writer.finish();
   return {
       .file = name, .nbytes = fs.file_size(directory / name), .sha256 = to_hex(digest.finish())};

@@ -218,7 +218,8 @@ std::string state_hash(const TrainerState& state) {
     put_text(to_string(t.tensor.dtype()));
     put(t.tensor.shape().rank());
     for (const std::int64_t d : t.tensor.shape().dims()) put(static_cast<std::uint64_t>(d));
-    digest.update(std::span<const std::byte>(t.tensor.bytes(), t.tensor.nbytes()));
+    const Tensor bytes = t.on_host();
+    digest.update(std::span<const std::byte>(bytes.bytes(), bytes.nbytes()));
   }
   put_text(numbers_json(state).dump());
   return to_hex(digest.finish());

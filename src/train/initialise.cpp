@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 #include <string_view>
 
@@ -76,16 +75,16 @@ void fill_gates(const Tensor& base, std::int64_t site, const model::Config& c) {
   }
 }
 
-void fill_plain(const Parameter& p, const model::Config& c) {
-  const std::string_view name = p.info.name;
-  if (p.info.role == model::WeightRole::norm) return fill(p.value, 1.0f);
-  if (name.ends_with("_scale")) return fill(p.value, kInitialGate);
-  if (name.ends_with("hc_head_base")) return fill(p.value, mean_gate(c.hc_mult));
+void fill_plain(const ParameterInfo& p, const Tensor& value, const model::Config& c) {
+  const std::string_view name = p.name;
+  if (p.role == model::WeightRole::norm) return fill(value, 1.0f);
+  if (name.ends_with("_scale")) return fill(value, kInitialGate);
+  if (name.ends_with("hc_head_base")) return fill(value, mean_gate(c.hc_mult));
   if (name.ends_with("_base")) {
     const std::int64_t site = 2 * layer_of(name, c) + (name.ends_with("hc_ffn_base") ? 1 : 0);
-    return fill_gates(p.value, site, c);
+    return fill_gates(value, site, c);
   }
-  fill(p.value, 0.0f);  // sinks, ape, gate.bias
+  fill(value, 0.0f);  // sinks, ape, gate.bias
 }
 
 bool is_random(const ParameterInfo& p) {
@@ -120,12 +119,16 @@ void initialise(ThreadPool& pool, const ParameterStore& store, std::uint64_t see
                                              .seed = seed,
                                              .layer = layer_of(p.info.name, c)},
                                             token_counts);
-      std::memcpy(p.value.bytes(), table.bytes(), table.nbytes());
-    } else if (is_random(p.info)) {
-      fill_normal(pool, p.value, initial_deviation(c), seed, p.info.id);
-    } else {
-      fill_plain(p, c);
+      store.named(p).assign(table);
+      continue;
     }
+    const Tensor value =
+        store.gpu() == nullptr ? p.value : Tensor::empty(p.info.shape, p.value.dtype());
+    if (is_random(p.info))
+      fill_normal(pool, value, initial_deviation(c), seed, p.info.id);
+    else
+      fill_plain(p.info, value, c);
+    if (store.gpu() != nullptr) store.named(p).assign(value);
   }
 }
 

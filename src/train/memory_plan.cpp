@@ -134,7 +134,7 @@ MemoryPlan plan_memory(const RunConfig& config, ThreadPool& pool) {
   return plan;
 }
 
-std::string to_string(const MemoryPlan& p) {
+std::string to_string(const MemoryPlan& p, const cuda::DeviceInfo* gpu) {
   const auto line = [](const char* what, std::size_t bytes, const std::string& note) {
     return fmt::format("  {:<24}{:>12}{}\n", what, format_bytes(static_cast<double>(bytes)),
                        note.empty() ? "" : "   " + note);
@@ -147,6 +147,16 @@ std::string to_string(const MemoryPlan& p) {
   if (p.snapshots > 0) out += line("snapshots", p.snapshots, "to roll back to");
   out += line("activations", p.activations, p.widest);
   out += line("together", p.total(), "");
+  if (gpu == nullptr) return out;
+  out +=
+      line("free", gpu->free_bytes,
+           fmt::format("of {} on GPU {}, {}", format_bytes(static_cast<double>(gpu->total_bytes)),
+                       gpu->index, gpu->name));
+  if (p.total() > gpu->free_bytes) {
+    out +=
+        "  That is too little: lower train.micro_batch_tokens for fewer activations, or train a "
+        "smaller model.\n";
+  }
   return out;
 }
 

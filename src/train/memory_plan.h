@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "core/cuda/queue.h"
 #include "train/run_config.h"
 
 namespace hadal::train {
@@ -25,11 +26,11 @@ struct MemoryPlan {
 
 // Activations are counted by running a step of every stage with kernels that do nothing: every
 // allocation happens, no arithmetic does. Takes memory for one pass at a time while it runs, and
-// none for weights. Scratch memory of kernels is not counted.
+// none for weights. Scratch memory of kernels is not counted. The same on every device.
 // Throws Error out_of_memory when not even that fits.
 [[nodiscard]] MemoryPlan plan_memory(const RunConfig& config, ThreadPool& pool);
 
-// A few lines: what takes how much.
-[[nodiscard]] std::string to_string(const MemoryPlan& plan);
+// A few lines: what takes how much, and, of a GPU, how much there is.
+[[nodiscard]] std::string to_string(const MemoryPlan& plan, const cuda::DeviceInfo* gpu = nullptr);
 
 }  // namespace hadal::train

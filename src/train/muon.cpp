@@ -15,8 +15,10 @@ namespace hadal::train {
 
 namespace {
 
-// Elements of a batch: the memory of a step is three to four times that.
+// Elements of a batch: the memory of a step is three to four times that. A GPU is given more at a
+// time, since each batch's sums are waited for.
 constexpr std::int64_t kBatchElements = std::int64_t{8} << 20;
+constexpr std::int64_t kGpuBatchElements = std::int64_t{32} << 20;
 
 }  // namespace
 
@@ -25,7 +27,8 @@ double UpdateStats::rms() const {
 }
 
 Muon::Muon(const ParameterStore& store, MuonOptions options, std::span<const std::uint8_t> owned)
-    : options_(std::move(options)) {
+    : options_(std::move(options)), memory_(store.gpu()) {
+  const std::int64_t most = store.gpu() == nullptr ? kBatchElements : kGpuBatchElements;
   const std::span<const LogicalMatrix> matrices = store.matrices();
   HADAL_CHECK(owned.empty() || owned.size() == matrices.size());
   std::map<std::pair<std::int64_t, std::int64_t>, std::size_t> open;  // shape -> batch to add to
@@ -37,12 +40,13 @@ Muon::Muon(const ParameterStore& store, MuonOptions options, std::span<const std
     std::size_t batch = it == open.end() ? batches_.size() : it->second;
     if (batch < batches_.size()) {
       const auto n = static_cast<std::int64_t>(batches_[batch].units.size());
-      if ((n + 1) * rows * cols > kBatchElements) batch = batches_.size();
+      if ((n + 1) * rows * cols > most) batch = batches_.size();
     }
     if (batch == batches_.size()) batches_.push_back({rows, cols, {}});
     open[{rows, cols}] = batch;
     batches_[batch].units.push_back(
-        {i, &store.at(m.parameter), m.rows, Tensor::zeros({m.n_rows(), m.cols}, DType::f32)});
+        {i, &store.at(m.parameter), m.rows, memory_.zeros({m.n_rows(), m.cols}, DType::f32)});
+    nbytes_ += batches_[batch].units.back().momentum.nbytes();
   }
 }
 
@@ -53,7 +57,26 @@ UpdateStats Muon::step(const ExecContext& ctx, double lr, double gradient_scale)
     stats.sum_squares += own.sum_squares;
     stats.n_elements += own.n_elements;
   }
+  for (const auto& [begin, end] : std::exchange(newton_schulz_spans_, {})) {
+    newton_schulz_seconds_ += cuda::Queue::seconds_between(*begin, *end);
+  }
   return stats;
+}
+
+void Muon::newton_schulz(const ExecContext& ctx, const Tensor& x) {
+  const Tensor workspace =
+      ctx.empty({newton_schulz_workspace(x.dim(0), x.dim(1), x.dim(2))}, DType::f32);
+  const NewtonSchulzArgs args{x, workspace, options_.schedule};
+  if (cuda::Queue* gpu = memory_.gpu()) {  // which only takes the order
+    Mark begin = gpu->mark();
+    ctx.launch(kNewtonSchulz, DType::f32, args);
+    newton_schulz_spans_.emplace_back(std::move(begin), gpu->mark());
+    return;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  ctx.launch(kNewtonSchulz, DType::f32, args);
+  newton_schulz_seconds_ +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 UpdateStats Muon::step_batch(const ExecContext& ctx, const Batch& batch, double lr,
@@ -68,14 +91,7 @@ UpdateStats Muon::step_batch(const ExecContext& ctx, const Batch& batch, double 
   ctx.launch(kMuonMomentum, DType::f32,
              MuonMomentumArgs{x, matrices, static_cast<float>(options_.momentum),
                               static_cast<float>(gradient_scale)});
-  const auto begin = std::chrono::steady_clock::now();
-  {
-    const Tensor workspace =
-        ctx.empty({newton_schulz_workspace(n, batch.rows, batch.cols)}, DType::f32);
-    ctx.launch(kNewtonSchulz, DType::f32, NewtonSchulzArgs{x, workspace, options_.schedule});
-  }
-  newton_schulz_seconds_ +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  newton_schulz(ctx, x);
   std::vector<double> sums(matrices.size());
   ctx.launch(kMuonUpdate, DType::f32,
              MuonUpdateArgs{x, matrices, lr, options_.weight_decay, options_.gamma, sums});
@@ -91,7 +107,7 @@ std::vector<NamedTensor> Muon::state() const {
   }
   std::vector<NamedTensor> all;
   for (const auto& [matrix, u] : in_order) {
-    all.push_back({state_name(u->parameter->info, u->rows), u->momentum});
+    all.push_back({state_name(u->parameter->info, u->rows), u->momentum, memory_.gpu()});
   }
   return all;
 }

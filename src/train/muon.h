@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/newton_schulz.h"
@@ -38,6 +40,7 @@ class Muon {
 
   // Momentum by logical matrix, in file order. Zero before the first step.
   [[nodiscard]] std::vector<NamedTensor> state() const;
+  [[nodiscard]] std::size_t nbytes() const { return nbytes_; }  // of it
   // "muon.momentum.NAME", with ":BEGIN-END" where only those rows are one matrix.
   [[nodiscard]] static std::string state_name(const ParameterInfo& info, RowRange rows);
   [[nodiscard]] double newton_schulz_seconds() const { return newton_schulz_seconds_; }  // in total
@@ -56,10 +59,16 @@ class Muon {
   };
   UpdateStats step_batch(const ExecContext& ctx, const Batch& batch, double lr,
                          double gradient_scale);
+  void newton_schulz(const ExecContext& ctx, const Tensor& x);
 
   MuonOptions options_;
+  RunMemory memory_;
   std::vector<Batch> batches_;
+  std::size_t nbytes_ = 0;
   double newton_schulz_seconds_ = 0;
+  // Of a step on a GPU, until it is over.
+  using Mark = std::shared_ptr<cuda::Queue::Mark>;
+  std::vector<std::pair<Mark, Mark>> newton_schulz_spans_;
 };
 
 }  // namespace hadal::train

@@ -40,10 +40,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-NonFiniteGradient find_non_finite(const Parameter& p) {
-  const float* g = p.gradient.data<const float>();
+NonFiniteGradient find_non_finite(const ParameterStore& store, const Parameter& p) {
+  const Tensor gradient = NamedTensor{p.info.name, p.gradient, store.gpu()}.on_host();
+  const float* g = gradient.data<const float>();
   std::int64_t i = 0;
-  while (i + 1 < p.gradient.numel() && std::isfinite(g[i])) ++i;
+  while (i + 1 < gradient.numel() && std::isfinite(g[i])) ++i;
   return {p.info.name, i, g[i]};
 }
 
@@ -90,7 +91,7 @@ GradientReport Optimizer::measure(const ExecContext& ctx) const {
   for (std::size_t i = 0; i < sums.size(); ++i) {
     report.sums[learning_[i] - 1] = sums[i];
     if (!report.non_finite && !std::isfinite(sums[i])) {
-      report.non_finite = find_non_finite(store_->at(learning_[i]));
+      report.non_finite = find_non_finite(*store_, store_->at(learning_[i]));
     }
   }
   return report;
@@ -110,6 +111,10 @@ StepStats Optimizer::step(const ExecContext& ctx, double lr, double gradient_nor
   stats.adamw = adamw_->step(ctx, lr, stats.gradient_scale);
   stats.seconds = seconds_since(start);
   return stats;
+}
+
+std::size_t Optimizer::nbytes() const {
+  return (muon_ ? muon_->nbytes() : 0) + adamw_->nbytes();
 }
 
 std::vector<NamedTensor> Optimizer::state() const {

@@ -62,6 +62,7 @@ class Optimizer {
 
   // Everything besides weights that the next step depends on.
   [[nodiscard]] std::vector<NamedTensor> state() const;
+  [[nodiscard]] std::size_t nbytes() const;  // of it
 
  private:
   const ParameterStore* store_;

@@ -120,19 +120,19 @@ std::vector<LogicalMatrix> logical_matrices(std::span<const ParameterInfo> layou
   return all;
 }
 
-ParameterStore::ParameterStore(model::Config config, const GroupOptions& options)
-    : config_(std::move(config)) {
+ParameterStore::ParameterStore(model::Config config, const GroupOptions& options, cuda::Queue* gpu)
+    : config_(std::move(config)), values_memory_(gpu), gradients_memory_(gpu) {
   const std::vector<ParameterInfo> layout = parameter_layout(config_, options);
   matrices_ = logical_matrices(layout);
   for (const ParameterInfo& info : layout) {
     Parameter p{info, {}, {}};
     if (info.role == WeightRole::token_table) {
-      p.value = Tensor::zeros(info.shape, DType::i32);
+      p.value = values_memory_.zeros(info.shape, DType::i32);
     } else {
-      p.value = Tensor::zeros(info.shape, DType::f32).as_variable(info.id);
+      p.value = values_memory_.zeros(info.shape, DType::f32).as_variable(info.id);
     }
     if (info.group != ParameterGroup::frozen) {
-      p.gradient = Tensor::zeros(info.shape, DType::f32);
+      p.gradient = gradients_memory_.zeros(info.shape, DType::f32);
     }
     by_name_.emplace(info.name, parameters_.size());
     parameters_.push_back(std::move(p));
@@ -155,6 +155,7 @@ const Parameter& ParameterStore::at(std::string_view name) const {
 }
 
 void ParameterStore::zero_gradients(ThreadPool& pool) {
+  if (gpu() != nullptr) return gradients_memory_.clear();
   pool.parallel_for(static_cast<std::int64_t>(parameters_.size()), 1,
                     [&](std::int64_t begin, std::int64_t end) {
                       for (std::int64_t i = begin; i < end; ++i) {

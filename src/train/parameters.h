@@ -15,6 +15,7 @@
 #include "core/thread_pool.h"
 #include "model/config.h"
 #include "model/weight_layout.h"
+#include "train/run_memory.h"
 
 namespace hadal::train {
 
@@ -76,8 +77,10 @@ struct Parameter {
 // Owns values and gradients. Tensors handed out share them, so they follow every update.
 class ParameterStore {
  public:
-  // All values and gradients zero; initialise() or a checkpoint fills them.
-  explicit ParameterStore(model::Config config, const GroupOptions& options = {});
+  // All values and gradients zero; initialise() or a checkpoint fills them. With a GPU they are in
+  // its memory, and its queue must outlive this.
+  explicit ParameterStore(model::Config config, const GroupOptions& options = {},
+                          cuda::Queue* gpu = nullptr);
 
   [[nodiscard]] const model::Config& config() const { return config_; }
   [[nodiscard]] std::span<const Parameter> parameters() const { return parameters_; }
@@ -86,22 +89,22 @@ class ParameterStore {
   [[nodiscard]] const Parameter& at(std::string_view name) const;
   [[nodiscard]] std::span<const LogicalMatrix> matrices() const { return matrices_; }
 
+  [[nodiscard]] cuda::Queue* gpu() const { return values_memory_.gpu(); }  // null: on the host
+  // A value, for whoever saves or restores it.
+  [[nodiscard]] NamedTensor named(const Parameter& p) const {
+    return {p.info.name, p.value, gpu()};
+  }
+
   void zero_gradients(ThreadPool& pool);
   // Bytes of values and gradients.
   [[nodiscard]] std::size_t nbytes() const;
 
  private:
   model::Config config_;
+  RunMemory values_memory_, gradients_memory_;
   std::vector<Parameter> parameters_;
   std::vector<LogicalMatrix> matrices_;
   std::unordered_map<std::string, std::size_t> by_name_;
-};
-
-// What a checkpoint keeps beside the weights. Tensors share their owner's storage: writing their
-// bytes restores it.
-struct NamedTensor {
-  std::string name;
-  Tensor tensor;
 };
 
 }  // namespace hadal::train

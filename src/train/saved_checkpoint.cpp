@@ -1,7 +1,6 @@
 // Reading a checkpoint back.
 #include <fmt/format.h>
 
-#include <cstring>
 #include <memory>
 #include <unordered_map>
 
@@ -89,7 +88,7 @@ void SavedCheckpoint::read(std::span<const NamedTensor> tensors) const {
 
 void SavedCheckpoint::read_weights(const ParameterStore& store) const {
   std::vector<NamedTensor> masters;
-  for (const Parameter& p : store.parameters()) masters.push_back({p.info.name, p.value});
+  for (const Parameter& p : store.parameters()) masters.push_back(store.named(p));
   read(masters, Others::ignore);
 }
 
@@ -97,8 +96,8 @@ void SavedCheckpoint::read(std::span<const NamedTensor> tensors, Others others) 
   const auto fail = [&](const std::string& sentence) {
     throw Error(ErrorCode::corrupt_data, fmt::format("{}: {}", directory_.string(), sentence));
   };
-  std::unordered_map<std::string_view, const Tensor*> wanted;
-  for (const NamedTensor& t : tensors) wanted.emplace(t.name, &t.tensor);
+  std::unordered_map<std::string_view, const NamedTensor*> wanted;
+  for (const NamedTensor& t : tensors) wanted.emplace(t.name, &t);
   HADAL_CHECK(wanted.size() == tensors.size());
   for (const FileDigest& file : manifest_.tensors) {
     const io::SafetensorsFile shard =
@@ -111,13 +110,12 @@ void SavedCheckpoint::read(std::span<const NamedTensor> tensors, Others others) 
         }
         continue;
       }
-      const Tensor& to = *at->second;
+      const Tensor& to = at->second->tensor;
       if (entry.dtype != to.dtype() || entry.shape != to.shape()) {
         fail(fmt::format("{} is {} {}, this run has {} {}", entry.name, to_string(entry.dtype),
                          to_string(entry.shape), to_string(to.dtype()), to_string(to.shape())));
       }
-      const Tensor from = shard.tensor(entry);
-      if (to.nbytes() > 0) std::memcpy(to.bytes(), from.bytes(), to.nbytes());
+      at->second->assign(shard.tensor(entry));
       wanted.erase(at);
     }
   }

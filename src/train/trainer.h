@@ -15,6 +15,8 @@
 #include "train/optimizer.h"
 #include "train/rank_exchange.h"
 #include "train/run_config.h"
+#include "train/selection_biases.h"
+#include "train/step_flops.h"
 #include "train/step_record.h"
 #include "train/step_watch.h"
 #include "train/trainer_state.h"
@@ -22,17 +24,21 @@
 
 namespace hadal::train {
 
-// Trains one model, on one process or, with a communicator, on several that each take a part of
-// every batch. Steps repeat to the bit: with the same config, data, state and number of processes,
-// on any number of threads. Another number changes the order of sums and nothing else. What is not
+// Trains one model: on one process and a CPU or a GPU, or, with a communicator, on the CPUs of
+// several that each take a part of every batch. Steps repeat to the bit: with the same config,
+// data, state, device and number of processes, on any number of threads. Another number of
+// processes or another device changes the order of sums and nothing else. What is not
 // const is called by all ranks alike, and answers alike.
 // Source: DeepSeek-V4 §3.4.1, §4.2; training.md §1.6, §2.
 class Trainer {
  public:
-  // Weights are initialised from the config's seed. Everything handed in must outlive this.
-  // Throws Error invalid_argument when config and data do not fit each other or the other ranks'.
+  // Weights are initialised from the config's seed, to the same bits on every device. Everything
+  // handed in must outlive this. `gpu`: whose memory has the weights and all that is of their size,
+  // and whose kernels run; null: the CPU.
+  // Throws Error: invalid_argument when config and data do not fit each other or the other ranks',
+  // unsupported for a GPU and several ranks.
   Trainer(const RunConfig& config, const DataSet& data, ThreadPool& pool,
-          parallel::Communicator& ranks = parallel::self());
+          parallel::Communicator& ranks = parallel::self(), cuda::Queue* gpu = nullptr);
   ~Trainer();
 
   [[nodiscard]] const Progress& progress() const { return progress_; }
@@ -56,8 +62,8 @@ class Trainer {
   // Whole on every rank, whatever their number; it is enough that one saves it, and any number
   // goes on with it.
   [[nodiscard]] TrainerState state();
-  // Makes room for the tensors of a state with these numbers, for its bytes to be written to, then
-  // call resumed().
+  // Makes room for the tensors of a state with these numbers. Assign to all of them, then call
+  // resumed().
   [[nodiscard]] TrainerState prepare_restore(const TrainerState& numbers);
   void resumed();
 
@@ -67,7 +73,6 @@ class Trainer {
   [[nodiscard]] const ParameterStore& parameters() const { return *store_; }
   [[nodiscard]] WorkingWeights& working_weights() { return *working_; }
   [[nodiscard]] const model::Model& model() const { return *model_; }
-  [[nodiscard]] PoolAllocator& allocator() { return allocator_; }
   [[nodiscard]] Numerics numerics() const;
 
  private:
@@ -94,8 +99,7 @@ class Trainer {
   [[nodiscard]] TrainerState prepare(const TrainerState& numbers, Extent extent);
   [[nodiscard]] Accumulated run(const Prepared& batch, const StepPlan& plan, StepWatch& watch);
   void expect_finite(const LossSums& sums, const GradientReport& gradients) const;
-  void update_biases(const StepWatch& watch, double speed);
-  [[nodiscard]] Tensor gate_bias(std::int64_t layer) const;  // empty where ids route
+  void describe_cost(const Prepared& batch, const StepPlan& plan, StepRecord& record);
   void describe_layers(const StepWatch& watch, StepRecord& record) const;
   [[nodiscard]] std::size_t state_bytes() const;
   void enter_phase(const StepPlan& plan);
@@ -113,16 +117,20 @@ class Trainer {
   const DataSet& data_;
   ThreadPool& pool_;
   parallel::Communicator& ranks_;
+  cuda::Queue* gpu_;
   Stream stream_;
-  PoolAllocator allocator_;
+  PoolAllocator host_pool_;
+  PoolAllocator& allocator_;  // of what a step needs, on the device
   KernelRegistry registry_;
   std::unique_ptr<ParameterStore> store_;
+  std::unique_ptr<SelectionBiases> biases_;
   mutable RankExchange exchange_;
   bool experts_are_old_ = false;  // those of other ranks, here
   std::unique_ptr<WorkingWeights> working_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<Optimizer> optimizer_, indexer_optimizer_;
   std::unique_ptr<Tape> tape_;
+  std::optional<StepFlops> flops_;  // of the phase
   DataLoader loader_;
   SpikeDetector spikes_;
   Progress progress_;

@@ -12,7 +12,7 @@
 namespace hadal::train {
 
 // Everything that the next step depends on, besides the config and the data. Tensors share the
-// trainer's storage: reading their bytes saves, writing them restores.
+// trainer's storage: reading them saves, assigning to them restores.
 struct TrainerState {
   Progress progress;
   LoaderState loader;

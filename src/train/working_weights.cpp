@@ -2,8 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <atomic>
-#include <cstring>
+#include "kernels/store_weights.h"
 
 namespace hadal::train {
 
@@ -34,27 +33,6 @@ Storage storage_of(const ParameterInfo& info, WeightFormat format) {
   return Storage::master;
 }
 
-QuantTensor quantised(const Parameter& p, Storage storage, std::int64_t* n_lifted) {
-  try {
-    if (storage == Storage::fp8) return quantize_fp8(p.value);
-    Fp4InFp8 fp4 = quantize_fp4_in_fp8(p.value);
-    *n_lifted = fp4.n_lifted;
-    return std::move(fp4.weight);
-  } catch (const Error& e) {
-    throw Error(e.code, fmt::format("{}: {}", p.info.name, e.what()));
-  }
-}
-
-void round_to_bf16(const Tensor& master, const Tensor& to) {
-  const auto* from = master.data<const float>();
-  for (std::int64_t i = 0; i < master.numel(); ++i) {
-    if (to.dtype() == DType::bf16)
-      to.data<bf16>()[i] = to_bf16(from[i]);
-    else
-      to.data<float>()[i] = hadal::round_to_bf16(from[i]);
-  }
-}
-
 model::Config stored_config(model::Config config, WeightFormat format) {
   const bool scaled = format == WeightFormat::published || format == WeightFormat::fp8;
   config.quantization_config.reset();
@@ -67,73 +45,79 @@ model::Config stored_config(model::Config config, WeightFormat format) {
   return config;
 }
 
-void copy_bytes(const Tensor& from, const Tensor& to) {
-  HADAL_CHECK(from.nbytes() == to.nbytes());
-  std::memcpy(to.bytes(), from.bytes(), to.nbytes());
-}
-
 }  // namespace
 
 WorkingWeights::WorkingWeights(const ParameterStore& store, WeightFormat format, ThreadPool& pool)
-    : store_(&store), format_(format) {
+    : store_(&store), format_(format), memory_(store.gpu()) {
+  kernels::cpu::register_kernels(registry_);
+  kernels::cuda::register_kernels(registry_);
   for (const Parameter& p : store.parameters()) {
-    QuantTensor w;
-    switch (storage_of(p.info, format)) {
-      case Storage::master:
-        w.data = p.value;
-        break;
-      case Storage::rounded_to_bf16:
-        w.data = Tensor::zeros(p.info.shape, DType::f32);
-        break;
-      case Storage::bf16:
-        w.data = Tensor::zeros(p.info.shape, DType::bf16);
-        break;
-      case Storage::fp8:
-        w = {Tensor::zeros(p.info.shape, DType::f8_e4m3),
-             Tensor::zeros(model::scale_shape(p.info.shape, kFp8Block), DType::ue8m0), kFp8Block};
-        break;
-      case Storage::fp4:
-        if (p.info.shape[1] % kFp4Block.cols != 0) {
-          throw Error(
-              ErrorCode::invalid_argument,
-              fmt::format("{}: {} has {} columns, and FP4 is stored in blocks of {}; train "
-                          "without FP4 or change the config",
-                          p.info.name, to_string(p.info.shape), p.info.shape[1], kFp4Block.cols));
-        }
-        w = {Tensor::zeros(p.info.shape, DType::f4_e2m1),
-             Tensor::zeros(model::scale_shape(p.info.shape, kFp4Block), DType::ue8m0), kFp4Block};
-        break;
-    }
-    w.data = w.data.as_variable(p.info.group == ParameterGroup::frozen ? 0 : p.info.id);
-    weights_.push_back(std::move(w));
+    weights_.push_back(make(p.info, p.value));
+    Tensor& data = weights_.back().data;
+    data = data.as_variable(p.info.group == ParameterGroup::frozen ? 0 : p.info.id);
   }
   static_cast<void>(refresh(pool));
 }
 
+QuantTensor WorkingWeights::make(const ParameterInfo& info, const Tensor& master) {
+  const auto scaled = [&](DType dtype, QuantBlock block) -> QuantTensor {
+    Tensor data = memory_.zeros(info.shape, dtype);
+    return {std::move(data), memory_.zeros(model::scale_shape(info.shape, block), DType::ue8m0),
+            block};
+  };
+  switch (storage_of(info, format_)) {
+    case Storage::master:
+      return {master, {}, {}};
+    case Storage::rounded_to_bf16:
+      return {memory_.zeros(info.shape, DType::f32), {}, {}};
+    case Storage::bf16:
+      return {memory_.zeros(info.shape, DType::bf16), {}, {}};
+    case Storage::fp8:
+      return scaled(DType::f8_e4m3, kFp8Block);
+    case Storage::fp4:
+      if (info.shape[1] % kFp4Block.cols == 0) return scaled(DType::f4_e2m1, kFp4Block);
+      throw Error(ErrorCode::invalid_argument,
+                  fmt::format("{}: {} has {} columns, and FP4 is stored in blocks of {}; train "
+                              "without FP4 or change the config",
+                              info.name, to_string(info.shape), info.shape[1], kFp4Block.cols));
+  }
+  return {};
+}
+
+void WorkingWeights::throw_not_finite(const Parameter& p, std::int64_t element) const {
+  const std::int64_t cols = p.value.dim(1);
+  const Tensor value = store_->named(p).on_host();
+  throw Error(
+      ErrorCode::corrupt_data,
+      fmt::format("{}: row {} column {} is {}; only finite weights can be quantised", p.info.name,
+                  element / cols, element % cols, value.data<const float>()[element]));
+}
+
 WorkingWeights::Refreshed WorkingWeights::refresh(ThreadPool& pool,
                                                   std::span<const std::uint8_t> skipped) {
-  if (format_ == WeightFormat::f32) return {};
+  Refreshed refreshed;
+  if (format_ == WeightFormat::f32) return refreshed;
   const std::span<const Parameter> parameters = store_->parameters();
-  std::atomic<std::int64_t> n_lifted{0};
-  pool.parallel_for(std::ssize(parameters), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      if (!skipped.empty() && skipped[static_cast<std::size_t>(i)] != 0) continue;
-      const Parameter& p = parameters[static_cast<std::size_t>(i)];
-      const QuantTensor& w = weights_[static_cast<std::size_t>(i)];
-      const Storage storage = storage_of(p.info, format_);
-      if (storage == Storage::master) continue;
-      if (storage == Storage::bf16 || storage == Storage::rounded_to_bf16) {
-        round_to_bf16(p.value, w.data);
-        continue;
-      }
-      std::int64_t lifted = 0;
-      const QuantTensor fresh = quantised(p, storage, &lifted);
-      copy_bytes(fresh.data, w.data);
-      copy_bytes(fresh.scale, w.scale);
-      n_lifted += lifted;
-    }
-  });
-  return {n_lifted};
+  std::vector<StoredWeight> stored;
+  std::vector<std::size_t> places;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!skipped.empty() && skipped[i] != 0) continue;
+    const Parameter& p = parameters[i];
+    if (storage_of(p.info, format_) == Storage::master) continue;
+    StoredWeight w{.master = p.value, .data = weights_[i].data, .scale = {}};
+    if (weights_[i].scale) w.scale = weights_[i].scale;
+    stored.push_back(w);
+    places.push_back(i);
+  }
+  std::vector<StoreResult> results(stored.size());
+  Stream stream = store_->gpu() == nullptr ? Stream(pool) : Stream(pool, *store_->gpu());
+  registry_.find(kStoreWeights, {stream.device(), DType::f32})(
+      stream, {.weights = stored, .results = results});
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    if (results[i].non_finite >= 0) throw_not_finite(parameters[places[i]], results[i].non_finite);
+    refreshed.n_lifted += results[i].n_lifted;
+  }
+  return refreshed;
 }
 
 model::BoundWeights WorkingWeights::bind() const {
@@ -161,16 +145,15 @@ void WorkingWeights::write(io::CheckpointWriter& writer,
         is_scale ? decl.name.substr(0, decl.name.size() - 6) + ".weight" : decl.name;
     const Parameter& p = store_->at(name);
     const QuantTensor& w = weights_[p.info.id - 1];
-    if (is_scale) {
-      writer.write(decl.name, w.scale);
-      continue;
-    }
-    const Tensor& data = w.data;
+    const Tensor data =
+        NamedTensor{decl.name, is_scale ? w.scale : w.data, memory_.gpu()}.on_host();
     if (decl.dtype == data.dtype()) {
       writer.write(decl.name, data);
     } else if (decl.dtype == DType::bf16) {  // norms
       const Tensor narrow = Tensor::empty(data.shape(), DType::bf16);
-      round_to_bf16(data, narrow);
+      for (std::int64_t i = 0; i < data.numel(); ++i) {
+        narrow.data<bf16>()[i] = to_bf16(data.data<const float>()[i]);
+      }
       writer.write(decl.name, narrow);
     } else {
       HADAL_CHECK(decl.dtype == DType::i64 && data.dtype() == DType::i32);

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "io/checkpoint_writer.h"
+#include "kernels/registry.h"
 #include "model/convert.h"
 #include "model/weight_layout.h"
 #include "train/parameters.h"
@@ -18,7 +19,7 @@ namespace hadal::train {
 // loads the exported checkpoint, to the bit.  Source: DeepSeek-V4 §5.2.1; training.md §3.
 class WorkingWeights {
  public:
-  // `store` must outlive this. refresh() is called once.
+  // `store` must outlive this; where it is, this is. refresh() is called once.
   WorkingWeights(const ParameterStore& store, model::WeightFormat format, ThreadPool& pool);
 
   struct Refreshed {
@@ -42,8 +43,13 @@ class WorkingWeights {
   [[nodiscard]] std::size_t nbytes() const;
 
  private:
+  [[nodiscard]] QuantTensor make(const ParameterInfo& info, const Tensor& master);
+  [[noreturn]] void throw_not_finite(const Parameter& p, std::int64_t element) const;
+
   const ParameterStore* store_;
   model::WeightFormat format_;
+  RunMemory memory_;
+  KernelRegistry registry_;
   std::vector<QuantTensor> weights_;  // by parameter, in file order
 };
 

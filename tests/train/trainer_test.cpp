@@ -85,6 +85,10 @@ TEST(TrainerTest, LearnsThroughAllPhases) {
   for (const StepRecord& r : by_phase["sparse"]) {
     EXPECT_TRUE(r.mtp_loss && r.balance_loss);
     EXPECT_EQ(r.expert_load.size(), 5U);
+    // At least two a parameter and token, and three times that for training.
+    EXPECT_GT(*r.executed_flops, 6.0 * 512 * 30'000);
+    EXPECT_LT(*r.executed_flops, 6.0 * 512 * 500'000);
+    EXPECT_FALSE(r.mfu.has_value());
     EXPECT_GT(r.grad_norm, 0);
   }
 }
