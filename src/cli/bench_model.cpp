@@ -165,8 +165,9 @@ class ModelBench {
       const std::int64_t n = context / layer.compress_ratio;
       for (std::int64_t at = 0; at < n; at += kChunk) {
         const std::int64_t m = std::min(kChunk, n - at);
-        ops::store_rows(ctx_, rows_.slice(0, m), h.entries, at);
-        if (layer.has_indexer()) ops::store_rows(ctx_, index_rows_.slice(0, m), h.index_keys, at);
+        const StoreRange entries{0, m, h.entries, at}, keys{0, m, h.index_keys, at};
+        ops::store_rows(ctx_, rows_, {&entries, 1});
+        if (layer.has_indexer()) ops::store_rows(ctx_, index_rows_, {&keys, 1});
       }
     }
   }

@@ -42,24 +42,40 @@ struct PagedRows {
   }
 };
 
-// Rounds x to the row format and stores row i at slot (first + i) % modulus (modulus 0: no wrap).
-struct StoreRowsArgs {
-  TensorView x;  // [n_rows, width]  bf16 | f32
+// Some rows of x and where they go: row begin + i at slot (first + i) % modulus (0: no wrap). With
+// a ring shorter than the range only the newest rows survive.
+struct StoreRange {
+  std::int64_t begin = 0, end = 0;
   PagedRows rows;
   std::int64_t first = 0;
   std::int64_t modulus = 0;
 };
+
+// Rounds rows of x to the row format, those of all sequences of a step at once.
+struct StoreRowsArgs {
+  TensorView x;  // [n_rows, width]  bf16 | f32
+  std::span<const StoreRange> ranges;
+};
 inline constexpr KernelName<StoreRowsArgs> kStoreRows{"store_kv_rows"};
 
-// Copies n_rows stored rows, first one `from_first`, to slots (first + i) % modulus.
-struct CopyRowsArgs {
-  PagedRows from;
-  PagedRows to;  // same format
-  std::int64_t n_rows = 0;
-  std::int64_t from_first = 0;
+// Stored rows [begin, end) of one place and where their copies go, as above.
+struct CopyRange {
+  std::int64_t begin = 0, end = 0;
+  PagedRows to;  // of the format of `from`
   std::int64_t first = 0;
   std::int64_t modulus = 0;
 };
+struct CopyRowsArgs {
+  PagedRows from;
+  std::span<const CopyRange> ranges;
+};
 inline constexpr KernelName<CopyRowsArgs> kCopyRows{"copy_kv_rows"};
+
+// Rows of a range that a ring has no room for.
+template <class Range>
+[[nodiscard]] constexpr std::int64_t skipped_rows(const Range& r) {
+  const std::int64_t n = r.end - r.begin;
+  return r.modulus > 0 && n > r.modulus ? n - r.modulus : 0;
+}
 
 }  // namespace hadal

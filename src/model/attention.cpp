@@ -83,11 +83,13 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
     tails.reserve(histories.size());
     for (const LayerHistory& history : histories) tails.push_back(history.tail);
     const Compressor::Output output = compressor_->forward(ctx, step, x, tails);
+    std::vector<StoreRange> stores;
     for (std::size_t i = 0; i < histories.size(); ++i) {
       const auto [row, count, first] = output.by_sequence[i].from(histories[i].frozen_entries);
-      ops::store_rows(ctx, output.entries.slice(row, row + count), histories[i].entries, first);
+      stores.push_back({row, row + count, histories[i].entries, first});
       added[i] = output.by_sequence[i].rows();
     }
+    ops::store_rows(ctx, output.entries, stores);
     entries = output.entries;
   }
 
@@ -118,9 +120,11 @@ Tensor Attention::forward(ExecContext& ctx, const Step& step, const Tensor& x) c
   }
 
   // Only now: the step's queries still needed the rows that these replace.
+  std::vector<CopyRange> copies;
   for (const AttentionSequence& s : sequences) {
-    ops::copy_to_ring(ctx, new_rows, s.begin, s.end - s.begin, s.window, s.start, s.ring_rows);
+    copies.push_back({s.begin, s.end, s.window, s.start, s.ring_rows});
   }
+  ops::copy_to_rings(ctx, new_rows, std::move(copies));
   return output(ctx, std::move(o), rope);
 }
 

@@ -32,14 +32,16 @@ Indexer::Output Indexer::forward(ExecContext& step_ctx, const Step& step, const 
   if (fp4) keys.entries = ops::hadamard(ctx, std::move(keys.entries));
 
   std::vector<IndexSequence> sequences;
+  std::vector<StoreRange> stores;
   bool everything_visible = true;
   for (std::size_t i = 0; i < histories.size(); ++i) {
     const TokenBatch::Sequence& s = step.batch.sequences[i];
     const auto [row, count, first] = keys.by_sequence[i].from(histories[i].frozen_entries);
-    ops::store_rows(ctx, keys.entries.slice(row, row + count), histories[i].index_keys, first);
+    stores.push_back({row, row + count, histories[i].index_keys, first});
     sequences.push_back({s.begin, s.end, s.start, histories[i].index_keys});
     everything_visible &= (s.start + s.end - s.begin) / ratio_ <= topk_;
   }
+  ops::store_rows(ctx, keys.entries, stores);
   const bool selects = wanted.selects && !everything_visible;
   if (!selects && !wanted.scored) return {};
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "kernels/kv_rows.h"
 #include "ops/exec_context.h"
 
@@ -20,12 +23,10 @@ struct StepRows {
 [[nodiscard]] StepRows store_step_rows(ExecContext& ctx, const Tensor& x,
                                        const KvRowFormat& format);
 
-// Rounds x [n_rows, width] into rows first, first + 1, ... of a cache.
-void store_rows(ExecContext& ctx, const Tensor& x, const PagedRows& rows, std::int64_t first);
+// Rounds rows of x [n_rows, width] into caches.
+void store_rows(ExecContext& ctx, const Tensor& x, std::span<const StoreRange> ranges);
 
-// Copies rows [from_first, from_first + n) of a step into a ring of `modulus` slots at `first`.
-// A ring without pages takes none.
-void copy_to_ring(ExecContext& ctx, const StepRows& from, std::int64_t from_first, std::int64_t n,
-                  const PagedRows& ring, std::int64_t first, std::int64_t modulus);
+// Copies rows of a step into rings. A ring without pages takes none.
+void copy_to_rings(ExecContext& ctx, const StepRows& from, std::vector<CopyRange> ranges);
 
 }  // namespace hadal::ops

@@ -131,8 +131,8 @@ class CudaAttention : public PagedTest {
     const Tensor bytes = Tensor::empty({n, b.new_rows.format.row_bytes()}, DType::u8);
     std::byte* page = bytes.bytes();
     const PagedRows own{b.new_rows.format, {&page, 1}, n};
-    run_cpu(kCopyRows, b.dtype,
-            {.from = b.new_rows.on_host(), .to = own, .n_rows = n, .from_first = token});
+    const CopyRange range{token, token + n, own};
+    run_cpu(kCopyRows, b.dtype, {.from = b.new_rows.on_host(), .ranges = {&range, 1}});
     const Tensor device_bytes = to_device(bytes);
     std::byte* device_page = device_bytes.bytes();
     SparseAttentionArgs a = arguments(b);

@@ -55,8 +55,8 @@ class CudaIndexLoss : public CudaTest {
       const std::int64_t all = n / c.ratio;
       p.stored.emplace_back(format, std::max<std::int64_t>(all, 1), 16);
       if (all > 0) {
-        run_cpu(kStoreRows, c.dtype,
-                {.x = random({all, c.width}, c.dtype), .rows = p.stored.back().host()});
+        const StoreRange range{0, all, p.stored.back().host()};
+        run_cpu(kStoreRows, c.dtype, {.x = random({all, c.width}, c.dtype), .ranges = {&range, 1}});
       }
       p.host.push_back({.begin = p.n_tokens,
                         .end = p.n_tokens + n,

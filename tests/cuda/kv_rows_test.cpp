@@ -49,10 +49,10 @@ TEST_F(CudaKvRows, StoresTheBytesOfTheCpu) {
           PagedStore got = want;
           send(got);
           const Tensor x = delicate(n, format.width, dtype), dx = to_device(x);
-          run_cpu(kStoreRows, dtype,
-                  {.x = x, .rows = want.on_host(), .first = first, .modulus = modulus});
-          run_gpu(kStoreRows, dtype,
-                  {.x = dx, .rows = got.on_device(), .first = first, .modulus = modulus});
+          const StoreRange here{0, n, want.on_host(), first, modulus};
+          const StoreRange there{0, n, got.on_device(), first, modulus};
+          run_cpu(kStoreRows, dtype, {.x = x, .ranges = {&here, 1}});
+          run_gpu(kStoreRows, dtype, {.x = dx, .ranges = {&there, 1}});
           expect_same_bytes(
               to_host(got.device), want.host,
               fmt::format("{} rows of {} {}/{} from {}, modulus {}", n, name_of(format.kind),
@@ -69,20 +69,42 @@ TEST_F(CudaKvRows, CopiesRowsIntoARing) {
       PagedStore from = stored(random({50, format.width}, DType::f32), format, 7);
       PagedStore want = paged_store(format, 11, 4), got = want;
       send(got);
-      const auto args = [&](const PagedRows& source, const PagedRows& to) {
-        return CopyRowsArgs{.from = source,
-                            .to = to,
-                            .n_rows = n,
-                            .from_first = 5,
-                            .first = 1'000'003,
-                            .modulus = 11};
-      };
-      run_cpu(kCopyRows, DType::bf16, args(from.on_host(), want.on_host()));
-      run_gpu(kCopyRows, DType::bf16, args(from.on_device(), got.on_device()));
+      const CopyRange here{5, 5 + n, want.on_host(), 1'000'003, 11};
+      const CopyRange there{5, 5 + n, got.on_device(), 1'000'003, 11};
+      run_cpu(kCopyRows, DType::bf16, {.from = from.on_host(), .ranges = {&here, 1}});
+      run_gpu(kCopyRows, DType::bf16, {.from = from.on_device(), .ranges = {&there, 1}});
       expect_same_bytes(to_host(got.device), want.host,
                         fmt::format("{} rows of {}/{}", n, name_of(format.kind), format.width));
     }
   }
+}
+
+// Ranges of all sequences in one launch: empty ones, ones with and without a ring, far down a
+// store.
+TEST_F(CudaKvRows, StoresAndCopiesManyRangesAtOnce) {
+  const KvRowFormat format{KvRowKind::fp8_mixed, 128, 64};
+  const Tensor x = delicate(61, 128, DType::bf16), dx = to_device(x);
+  PagedStore want = paged_store(format, 400, 16), got = want;
+  send(got);
+  const auto ranges = [](const PagedRows& rows) {
+    return std::vector<StoreRange>{
+        {0, 1, rows, 377, 0}, {1, 1, rows, 3, 0}, {1, 40, rows, 95, 0}, {40, 61, rows, 1000, 10}};
+  };
+  const auto here = ranges(want.on_host()), there = ranges(got.on_device());
+  run_cpu(kStoreRows, DType::bf16, {.x = x, .ranges = here});
+  run_gpu(kStoreRows, DType::bf16, {.x = dx, .ranges = there});
+  expect_same_bytes(to_host(got.device), want.host, "stored ranges");
+
+  PagedStore ring = paged_store(format, 24, 24), ring_got = ring;
+  send(ring_got);
+  const std::vector<CopyRange> to{{95, 100, ring.on_host(), 7, 24},
+                                  {100, 100, ring.on_host(), 0, 24},
+                                  {377, 378, ring.on_host(), 23, 24}};
+  std::vector<CopyRange> to_got = to;
+  for (CopyRange& r : to_got) r.to = ring_got.on_device();
+  run_cpu(kCopyRows, DType::bf16, {.from = want.on_host(), .ranges = to});
+  run_gpu(kCopyRows, DType::bf16, {.from = got.on_device(), .ranges = to_got});
+  expect_same_bytes(to_host(ring_got.device), ring.host, "copied ranges");
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ class PagedTest : public CudaTest {
   // A store on both sides whose rows [0, n) are x [n, width], rounded on the CPU.
   PagedStore stored(const Tensor& x, const KvRowFormat& format, std::int64_t rows_per_page) {
     PagedStore s = paged_store(format, x.dim(0), rows_per_page);
-    run_cpu(kStoreRows, x.dtype(), {.x = x, .rows = s.on_host()});
+    const StoreRange all{0, x.dim(0), s.on_host()};
+    run_cpu(kStoreRows, x.dtype(), {.x = x, .ranges = {&all, 1}});
     send(s);
     return s;
   }

@@ -56,11 +56,8 @@ class CudaAttentionBackward : public CudaTest {
   void store(const StoredRows& to, std::int64_t n, const KvRowFormat& format, DType dtype,
              std::int64_t first, std::int64_t modulus) {
     if (n == 0) return;
-    run_cpu(kStoreRows, dtype,
-            {.x = random({n, format.width}, dtype),
-             .rows = to.host(),
-             .first = first,
-             .modulus = modulus});
+    const StoreRange range{0, n, to.host(), first, modulus};
+    run_cpu(kStoreRows, dtype, {.x = random({n, format.width}, dtype), .ranges = {&range, 1}});
   }
 
   void choose(Problem& p) {

@@ -149,29 +149,32 @@ template void decode_rows<float>(const PagedRows&, std::int64_t, std::int64_t, f
 template void decode_rows<bf16>(const PagedRows&, std::int64_t, std::int64_t, bf16*);
 
 void store_kv_rows(Stream& stream, const StoreRowsArgs& a) {
-  const KvRowFormat& f = a.rows.format;
-  const std::int64_t n = a.x.dim(0);
-  // With a ring shorter than the input only the newest rows survive; skip the others.
-  const std::int64_t skip = a.modulus > 0 ? std::max<std::int64_t>(0, n - a.modulus) : 0;
   dispatch_activation(a.x.dtype(), [&]<class T>() {
-    stream.pool().parallel_for(n - skip, 16, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = skip + begin; i < skip + end; ++i) {
-        const std::int64_t slot = a.modulus > 0 ? (a.first + i) % a.modulus : a.first + i;
-        encode_row(f, a.x.data<const T>() + i * f.width, a.rows.data(slot), a.rows.scale(slot));
-      }
-    });
+    for (const StoreRange& r : a.ranges) {
+      const KvRowFormat& f = r.rows.format;
+      const std::int64_t skip = skipped_rows(r);
+      stream.pool().parallel_for(
+          r.end - r.begin - skip, 16, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = skip + begin; i < skip + end; ++i) {
+              const std::int64_t slot = r.modulus > 0 ? (r.first + i) % r.modulus : r.first + i;
+              encode_row(f, a.x.data<const T>() + (r.begin + i) * f.width, r.rows.data(slot),
+                         r.rows.scale(slot));
+            }
+          });
+    }
   });
 }
 
 void copy_kv_rows(Stream&, const CopyRowsArgs& a) {
-  const KvRowFormat& f = a.to.format;
-  const std::int64_t skip = a.modulus > 0 ? std::max<std::int64_t>(0, a.n_rows - a.modulus) : 0;
-  for (std::int64_t i = skip; i < a.n_rows; ++i) {
-    const std::int64_t slot = a.modulus > 0 ? (a.first + i) % a.modulus : a.first + i;
-    std::memcpy(a.to.data(slot), a.from.data(a.from_first + i),
-                static_cast<std::size_t>(f.data_bytes()));
-    std::memcpy(a.to.scale(slot), a.from.scale(a.from_first + i),
-                static_cast<std::size_t>(f.scale_bytes()));
+  const KvRowFormat& f = a.from.format;
+  for (const CopyRange& r : a.ranges) {
+    for (std::int64_t i = skipped_rows(r); i < r.end - r.begin; ++i) {
+      const std::int64_t slot = r.modulus > 0 ? (r.first + i) % r.modulus : r.first + i;
+      std::memcpy(r.to.data(slot), a.from.data(r.begin + i),
+                  static_cast<std::size_t>(f.data_bytes()));
+      std::memcpy(r.to.scale(slot), a.from.scale(r.begin + i),
+                  static_cast<std::size_t>(f.scale_bytes()));
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/kv_rows.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels/cuda/device/kv_decode.cuh"
 #include "kernels/cuda/device/launch.cuh"
@@ -79,12 +80,38 @@ __device__ void store_fp4(const DeviceRows& rows, const T* x, std::byte* data, s
   }
 }
 
+// A range of a call: rows [0, n) of it are blocks [block, block + n) of the grid.
+struct DeviceRange {
+  DeviceRows rows;
+  std::int64_t begin = 0;  // row of x, or of the place that is copied from
+  std::int64_t first = 0, modulus = 0;
+  std::int32_t block = 0;
+};
+
+// The range that this block works in: the last one that begins at or before it.
+__device__ __forceinline__ const DeviceRange& range_of_block(const DeviceRange* ranges,
+                                                             int n_ranges) {
+  const int block = static_cast<int>(blockIdx.x);
+  int low = 0, high = n_ranges;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (ranges[middle].block <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return ranges[low];
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    store_rows_kernel(DeviceRows rows, const T* x, std::int64_t skip, std::int64_t first,
-                      std::int64_t modulus) {
-  const std::int64_t i = skip + blockIdx.x, slot = slot_of(i, first, modulus);
-  const T* from = x + i * rows.width;
+    store_rows_kernel(const DeviceRange* ranges, int n_ranges, const T* x) {
+  const DeviceRange& r = range_of_block(ranges, n_ranges);
+  const std::int64_t i = static_cast<int>(blockIdx.x) - r.block;
+  const std::int64_t slot = slot_of(i, r.first, r.modulus);
+  const DeviceRows& rows = r.rows;
+  const T* from = x + (r.begin + i) * rows.width;
   std::byte* data = rows.row_data(slot);
   std::byte* scales = rows.row_scale(slot);
   switch (rows.kind) {
@@ -111,11 +138,12 @@ __device__ __forceinline__ void copy_words(const std::byte* from, std::byte* to,
 
 template <class Word>
 __global__ void __launch_bounds__(kThreads)
-    copy_rows_kernel(DeviceRows from, DeviceRows to, std::int64_t skip, std::int64_t from_first,
-                     std::int64_t first, std::int64_t modulus) {
-  const std::int64_t i = skip + blockIdx.x, slot = slot_of(i, first, modulus);
-  copy_words<Word>(from.row_data(from_first + i), to.row_data(slot), to.data_bytes);
-  copy_words<std::uint8_t>(from.row_scale(from_first + i), to.row_scale(slot), to.scale_bytes);
+    copy_rows_kernel(DeviceRows from, const DeviceRange* ranges, int n_ranges) {
+  const DeviceRange& r = range_of_block(ranges, n_ranges);
+  const std::int64_t i = static_cast<int>(blockIdx.x) - r.block;
+  const std::int64_t slot = slot_of(i, r.first, r.modulus);
+  copy_words<Word>(from.row_data(r.begin + i), r.rows.row_data(slot), from.data_bytes);
+  copy_words<std::uint8_t>(from.row_scale(r.begin + i), r.rows.row_scale(slot), from.scale_bytes);
 }
 
 bool sixteen_bytes(const PagedRows& rows) {
@@ -125,29 +153,88 @@ bool sixteen_bytes(const PagedRows& rows) {
          });
 }
 
+const PagedRows& place_of(const StoreRange& r) {
+  return r.rows;
+}
+const PagedRows& place_of(const CopyRange& r) {
+  return r.to;
+}
+
+// The ranges of a call in device memory, with the pages that they touch and no others.
+struct Ranges {
+  const DeviceRange* ranges = nullptr;
+  int n_ranges = 0;
+  std::int64_t n_rows = 0;
+};
+
+template <class Range>
+Ranges stage(Stream& stream, std::span<const Range> ranges) {
+  std::vector<DeviceRange> staged;
+  std::vector<std::byte*> pages;
+  std::vector<std::size_t> first_page;
+  Ranges out;
+  for (const Range& r : ranges) {
+    const std::int64_t skip = skipped_rows(r), n = r.end - r.begin - skip;
+    if (n <= 0) continue;
+    const PagedRows& rows = place_of(r);
+    std::int64_t first = r.first + skip, page0 = 0;
+    std::int64_t page1 = static_cast<std::int64_t>(rows.pages.size());
+    if (r.modulus == 0) {
+      page0 = first / rows.rows_per_page;
+      page1 = (first + n - 1) / rows.rows_per_page + 1;
+      first -= page0 * rows.rows_per_page;
+    }
+    first_page.push_back(pages.size());
+    for (std::int64_t p = page0; p < page1; ++p) {
+      pages.push_back(rows.pages[static_cast<std::size_t>(p)]);
+    }
+    DeviceRange d;
+    d.rows.rows_per_page = static_cast<std::int32_t>(rows.rows_per_page);
+    d.rows.data_bytes = static_cast<std::int32_t>(rows.format.data_bytes());
+    d.rows.scale_bytes = static_cast<std::int32_t>(rows.format.scale_bytes());
+    d.rows.width = static_cast<std::int32_t>(rows.format.width);
+    d.rows.rope = static_cast<std::int32_t>(rows.format.rope);
+    d.rows.kind = rows.format.kind;
+    d.begin = r.begin + skip;
+    d.first = first, d.modulus = r.modulus;
+    d.block = static_cast<std::int32_t>(out.n_rows);
+    out.n_rows += n;
+    staged.push_back(d);
+  }
+  if (staged.empty()) return out;
+  const auto* table = reinterpret_cast<const std::byte* const*>(
+      stream.cuda().stage(pages.data(), pages.size() * sizeof(std::byte*)));
+  for (std::size_t i = 0; i < staged.size(); ++i) staged[i].rows.pages = table + first_page[i];
+  out.ranges = stream.cuda().stage(std::span<const DeviceRange>(staged));
+  out.n_ranges = static_cast<int>(staged.size());
+  return out;
+}
+
 }  // namespace
 
 void store_kv_rows(Stream& stream, const StoreRowsArgs& a) {
-  const std::int64_t n = a.x.dim(0);
-  // With a ring shorter than the input only the newest rows survive.
-  const std::int64_t skip = a.modulus > 0 ? std::max<std::int64_t>(0, n - a.modulus) : 0;
-  if (n == skip) return;
-  const DeviceRows rows = device_rows(stream, a.rows);
+  const Ranges r = stage(stream, a.ranges);
   dispatch_activation(a.x.dtype(), [&]<class T>() {
     launch(stream, "store_kv_rows", store_rows_kernel<T>,
-           {dim3(static_cast<unsigned>(n - skip)), dim3(kThreads)}, rows, data<const T>(a.x), skip,
-           a.first, a.modulus);
+           {dim3(static_cast<unsigned>(r.n_rows)), dim3(kThreads)}, r.ranges, r.n_ranges,
+           data<const T>(a.x));
   });
 }
 
 void copy_kv_rows(Stream& stream, const CopyRowsArgs& a) {
-  const std::int64_t skip = a.modulus > 0 ? std::max<std::int64_t>(0, a.n_rows - a.modulus) : 0;
-  if (a.n_rows <= skip) return;
-  const DeviceRows from = device_rows(stream, a.from), to = device_rows(stream, a.to);
-  const Grid grid{dim3(static_cast<unsigned>(a.n_rows - skip)), dim3(kThreads)};
-  const bool wide = sixteen_bytes(a.from) && sixteen_bytes(a.to);
-  launch(stream, "copy_kv_rows", wide ? copy_rows_kernel<uint4> : copy_rows_kernel<std::uint8_t>,
-         grid, from, to, skip, a.from_first, a.first, a.modulus);
+  const Ranges r = stage(stream, a.ranges);
+  if (r.n_rows == 0) return;
+  const DeviceRows from = device_rows(stream, a.from);
+  const Grid grid{dim3(static_cast<unsigned>(r.n_rows)), dim3(kThreads)};
+  const bool wide = sixteen_bytes(a.from) &&
+                    std::all_of(a.ranges.begin(), a.ranges.end(),
+                                [](const CopyRange& range) { return sixteen_bytes(range.to); });
+  if (wide) {
+    launch(stream, "copy_kv_rows", copy_rows_kernel<uint4>, grid, from, r.ranges, r.n_ranges);
+  } else {
+    launch(stream, "copy_kv_rows", copy_rows_kernel<std::uint8_t>, grid, from, r.ranges,
+           r.n_ranges);
+  }
 }
 
 }  // namespace hadal::kernels::cuda
