@@ -228,6 +228,20 @@ TEST_F(CudaIndexer, SelectsFromManyEntries) {
   }
 }
 
+// Shares that, with what the kernel itself keeps, are just more than the shared memory that a block
+// gets unasked: 48 KiB of f32 keys in one block, of bf16 keys in each of a cluster.
+TEST_F(CudaIndexer, SelectsWhereSharedMemoryRunsOut) {
+  for (const auto& [dtype, n] : {std::pair{DType::f32, std::int64_t{11'900}},
+                                 {DType::f32, 12'280},
+                                 {DType::f32, 97'000},
+                                 {DType::bf16, 195'000},
+                                 {DType::bf16, 196'500}}) {
+    const IndexCase c{1, 64, 1, 64, {{n, 1}}};
+    const IndexBatch b = make(c, dtype, KvRowKind::fp4, true);
+    expect_same_bytes(on_gpu(b), on_cpu(b), describe(c, dtype, KvRowKind::fp4));
+  }
+}
+
 TEST_F(CudaIndexer, ATokenDoesNotKnowItsBatch) {
   const IndexCase cases[] = {{64, 128, 4, 32, {{0, 300}, {2000, 40}, {77, 1}, {9000, 1}}},
                              {6, 32, 4, 9, {{0, 64}, {200, 1}}}};

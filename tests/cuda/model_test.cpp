@@ -111,7 +111,8 @@ TEST_P(CudaModel, AgreesWithTheCpuInFp32) {
 // official numerics: every layer rounds to bf16, E4M3 and E2M1, so a last bit of an f32 sum is
 // sometimes a whole step of these for one element, and grows from there. How far that leads is
 // measured: the CPU's instruction sets sum in different orders, too. The GPU may be twice as far
-// from the CPU as two of those are from each other.
+// from the CPU as two of those are from each other, or as far as the CPU's golden test lets it be
+// from the published code.
 TEST_P(CudaModel, AgreesWithTheCpuInOfficialNumerics) {
   using kernels::cpu::Isa;
   Place cpu(GetParam(), std::nullopt, Numerics::official), gpu(GetParam(), 0, Numerics::official);
@@ -122,7 +123,7 @@ TEST_P(CudaModel, AgreesWithTheCpuInOfficialNumerics) {
   kernels::cpu::set_isa(kernels::cpu::best_isa());
   const double distance = relative_l2(gpu.in_chunks(tokens, 301), want);
   std::printf("GPU to CPU %.4f, CPU to CPU %.4f\n", distance, spread);
-  EXPECT_LT(distance, 2 * spread);
+  EXPECT_LT(distance, std::max(0.05, 2 * spread));
 }
 
 TEST_P(CudaModel, PrefillChunksAndDecodingGiveTheSameBytes) {
