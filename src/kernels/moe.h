@@ -77,9 +77,16 @@ struct MoeExpertsArgs {
   std::span<const ExpertWeights> shared;
   float swiglu_limit = 0;  // 0: no clamp
   float shared_swiglu_limit = 0;
-  ClampCounts* clamps = nullptr;  // added to
+  ClampCounts* clamps = nullptr;  // in memory of the device; added to
 };
 inline constexpr KernelName<MoeExpertsArgs> kMoeExperts{"moe_experts"};
+
+// load[e] += how many of `experts` are e.
+struct ExpertLoadArgs {
+  TensorView load;     // [n_experts] i64, in/out
+  TensorView experts;  // any shape  i32, each in [0, n_experts)
+};
+inline constexpr KernelName<ExpertLoadArgs> kExpertLoad{"expert_load"};
 
 // Where the gradients of an expert collect, f32, of the shapes of ExpertWeights; empty: not wanted.
 struct ExpertGradients {

@@ -25,7 +25,8 @@ class StepObserver {
   // logits [n_tokens, n_experts] f32, before any softmax.
   virtual void routed(ExecContext& ctx, std::int64_t layer, const Tensor& logits,
                       const ops::Routing& routing) = 0;
-  // Where to add up what this layer's clamps of SwiGLU cut off; null: nobody counts.
+  // Where, in memory of the device, to add up what this layer's clamps of SwiGLU cut off; null:
+  // nobody counts.
   [[nodiscard]] virtual ClampCounts* clamp_counts(std::int64_t /*layer*/) { return nullptr; }
   // Whether this layer's indexer is to be scored against its attention (it then runs even where
   // everything is attended) ...

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,8 @@ class ExecContext {
   [[nodiscard]] Tensor to_device(const Tensor& host) const;
   // What kernels wrote, where the host can read it. Waits for them.
   [[nodiscard]] Tensor to_host(const Tensor& x) const;
+  // Several at once, waiting once; empty ones stay empty.
+  [[nodiscard]] std::vector<Tensor> to_host(std::span<const Tensor> tensors) const;
 
   template <class Args>
   void launch(KernelName<Args> name, DType dtype, const Args& args) const {

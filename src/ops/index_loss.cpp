@@ -31,7 +31,8 @@ void check(const IndexedAttention& a) {
 
 }  // namespace
 
-IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLossOptions& options) {
+IndexLossRows index_loss_rows(ExecContext& ctx, const IndexedAttention& a,
+                              const IndexLossOptions& options) {
   check(a);
   const std::int64_t n_tokens = a.queries.dim(0);
   const Tensor loss = ctx.empty({n_tokens}, DType::f32), mass = ctx.empty({n_tokens}, DType::f32);
@@ -72,22 +73,31 @@ IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLos
                     b.accumulate(2, dkeys);
                   }});
   }
+  return {loss, mass, recall, best_recall};
+}
+
+IndexLoss sum_rows(const IndexLossRows& rows) {
   IndexLoss out;
-  const Tensor losses = ctx.to_host(loss), masses = ctx.to_host(mass),
-               recalls = ctx.to_host(recall), best_recalls = ctx.to_host(best_recall);
-  for (std::int64_t t = 0; t < n_tokens; ++t) {
+  for (std::int64_t t = 0; t < rows.loss.numel(); ++t) {
     // A row that is not a number counts, so that it is seen.
-    if (!(masses.data<const float>()[t] < 1e-20f)) {
+    if (!(rows.mass.data<const float>()[t] < 1e-20f)) {
       out.n_rows += 1;
-      out.sum += static_cast<double>(losses.data<const float>()[t]);
+      out.sum += static_cast<double>(rows.loss.data<const float>()[t]);
     }
-    if (recalls && recalls.data<const float>()[t] >= 0.0f) {
+    if (rows.recall && rows.recall.data<const float>()[t] >= 0.0f) {
       out.n_recall_rows += 1;
-      out.recall_sum += static_cast<double>(recalls.data<const float>()[t]);
-      out.best_recall_sum += static_cast<double>(best_recalls.data<const float>()[t]);
+      out.recall_sum += static_cast<double>(rows.recall.data<const float>()[t]);
+      out.best_recall_sum += static_cast<double>(rows.best_recall.data<const float>()[t]);
     }
   }
   return out;
+}
+
+IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& a, const IndexLossOptions& options) {
+  const IndexLossRows rows = index_loss_rows(ctx, a, options);
+  const std::vector<Tensor> host =
+      ctx.to_host(std::vector<Tensor>{rows.loss, rows.mass, rows.recall, rows.best_recall});
+  return sum_rows({host[0], host[1], host[2], host[3]});
 }
 
 }  // namespace hadal::ops

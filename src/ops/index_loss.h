@@ -47,6 +47,14 @@ struct IndexLoss {
 IndexLoss index_loss(ExecContext& ctx, const IndexedAttention& attention,
                      const IndexLossOptions& options);
 
+// The same in two parts: what the kernel says of every row, and, of what to_host() brought, sums.
+struct IndexLossRows {
+  Tensor loss, mass, recall, best_recall;  // [n_tokens] f32 each; recalls empty: not measured
+};
+IndexLossRows index_loss_rows(ExecContext& ctx, const IndexedAttention& attention,
+                              const IndexLossOptions& options);
+[[nodiscard]] IndexLoss sum_rows(const IndexLossRows& on_host);
+
 // Rows of a sequence of n_tokens that see an entry: what the global batch's mean divides by.
 [[nodiscard]] constexpr std::int64_t rows_with_entries(std::int64_t n_tokens, std::int64_t ratio) {
   return n_tokens < ratio ? 0 : n_tokens - ratio + 1;

@@ -94,15 +94,8 @@ Routing route_forced(ExecContext& ctx, const Tensor& logits, const Tensor& exper
                 .routed_scaling_factor = routed_scaling_factor});
 }
 
-std::vector<std::int64_t> expert_load(ExecContext& ctx, const Routing& routing,
-                                      std::int64_t n_experts) {
-  std::vector<std::int64_t> load(static_cast<std::size_t>(n_experts));
-  const Tensor experts = ctx.to_host(routing.experts);
-  const auto* expert = experts.data<const std::int32_t>();
-  for (std::int64_t i = 0; i < routing.experts.numel(); ++i) {
-    ++load.at(static_cast<std::size_t>(expert[i]));
-  }
-  return load;
+void add_expert_load(ExecContext& ctx, const Routing& routing, const Tensor& load) {
+  ctx.launch(kExpertLoad, DType::f32, ExpertLoadArgs{.load = load, .experts = routing.experts});
 }
 
 Tensor balance_loss(ExecContext& ctx, const Tensor& logits, const Routing& routing,

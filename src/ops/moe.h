@@ -26,9 +26,8 @@ struct Routing {
 [[nodiscard]] Routing route_forced(ExecContext& ctx, const Tensor& logits, const Tensor& experts,
                                    float routed_scaling_factor);
 
-// How many tokens chose each expert.
-[[nodiscard]] std::vector<std::int64_t> expert_load(ExecContext& ctx, const Routing& routing,
-                                                    std::int64_t n_experts);
+// Adds to load [n_experts] i64 how many tokens chose each expert.
+void add_expert_load(ExecContext& ctx, const Routing& routing, const Tensor& load);
 
 // Sequence-wise balance loss of one layer (kernels/moe.h), and, with a tape, coefficient times the
 // gradient of its sum in the logits. A loss: nothing is differentiable through its result.
@@ -46,7 +45,7 @@ struct SwigluLimits {
 
 // Sum of the chosen experts, ascending, then of the shared ones (see kernels/moe.h).
 //   x, return  [n_tokens, hidden] activation dtype
-//   clamps     added to, unless null
+//   clamps     in memory of the device, added to; null: nobody counts
 // Differentiable in x, the routing's weights and every matrix, straight through the roundings;
 // saves x and the weights, and computes the pre-activations again.
 [[nodiscard]] Tensor moe_experts(ExecContext& ctx, const Tensor& x, const Routing& routing,

@@ -15,8 +15,7 @@ Tensor target_tensor(ExecContext& ctx, std::span<const TokenId> targets) {
   return t;
 }
 
-double sum(ExecContext& ctx, const Tensor& losses) {
-  const Tensor loss = ctx.to_host(losses);
+double sum(const Tensor& loss) {
   double total = 0;
   for (std::int64_t t = 0; t < loss.numel(); ++t) total += loss.data<const float>()[t];
   return total;
@@ -50,10 +49,13 @@ LossSums run_losses(ExecContext& ctx, const model::Model& model, const MicroBatc
   const Tensor streams = model.forward(ctx, batch.tokens, kv, nullptr, options.step);
   if (!options.main_loss) return sums;
   const Tensor x = recompute(ctx, model.collapse(ctx, streams));
-  sums.main = sum(ctx, ops::cross_entropy(ctx, x, model.head(), target_tensor(ctx, batch.targets),
-                                          options.scale));
+  const Tensor main =
+      ops::cross_entropy(ctx, x, model.head(), target_tensor(ctx, batch.targets), options.scale);
   sums.n_targets = count(batch.targets);
-  if (options.mtp_scale <= 0 || model.n_mtp() == 0) return sums;
+  if (options.mtp_scale <= 0 || model.n_mtp() == 0) {
+    sums.main = sum(ctx.to_host(main));
+    return sums;
+  }
 
   // Row t sees the embedding of token t + 1; the last row of a sequence has none and no target
   // either, and being last, nobody sees it.
@@ -62,9 +64,11 @@ LossSums run_losses(ExecContext& ctx, const model::Model& model, const MicroBatc
   const std::vector<TokenId> targets = mtp_targets(batch);
   const Tensor ahead = model.mtp_forward(ctx, 0, batch.tokens, kv, streams, next, options.step);
   const Tensor y = recompute(ctx, model.mtp_collapse(ctx, 0, ahead));
-  sums.mtp = sum(ctx, ops::cross_entropy(ctx, y, model.head(), target_tensor(ctx, targets),
-                                         options.mtp_scale));
+  const Tensor mtp =
+      ops::cross_entropy(ctx, y, model.head(), target_tensor(ctx, targets), options.mtp_scale);
   sums.n_mtp_targets = count(targets);
+  const std::vector<Tensor> host = ctx.to_host(std::vector<Tensor>{main, mtp});
+  sums.main = sum(host[0]), sums.mtp = sum(host[1]);
   return sums;
 }
 

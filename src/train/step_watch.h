@@ -23,9 +23,11 @@ struct WatchOptions {
   bool record_choices = false;  // keep the experts that were chosen
 };
 
+// What it learns stays on the device until somebody asks: layers wait for nothing.
 class StepWatch final : public model::StepObserver {
  public:
-  StepWatch(const model::Config& config, WatchOptions options);
+  // `ctx`: where the passes run; its stream and memory must outlive this.
+  StepWatch(const model::Config& config, WatchOptions options, const ExecContext& ctx);
 
   // Before every micro-batch. `bounds`: rows where its sequences begin, and the end. `forced`: the
   // experts to use, or null; must live until the backward pass is over.
@@ -39,7 +41,11 @@ class StepWatch final : public model::StepObserver {
                const ops::IndexedAttention& attention) override;
   [[nodiscard]] ClampCounts* clamp_counts(std::int64_t layer) override;
 
-  // Summed over the micro-batches since construction.
+  // Waits for the passes since the last time, and adds what they said to layers(). After every
+  // micro-batch that counts.
+  void settle();
+
+  // Summed over the micro-batches since construction, as far as settled.
   struct Layer {
     std::vector<std::int64_t> load;  // tokens by expert
     double balance_loss = 0;         // over sequences
@@ -59,6 +65,16 @@ class StepWatch final : public model::StepObserver {
   const ExpertChoices* forced_ = nullptr;
   ExpertChoices choices_;
   std::vector<Layer> layers_;
+
+  ExecContext ctx_;
+  // Since construction. [n_layers, n_experts] and a ClampCounts a layer; i64
+  Tensor load_, clamps_;
+  struct Pending {  // of one layer and pass
+    std::size_t layer;
+    Tensor balance_loss;
+    ops::IndexLossRows index_loss;
+  };
+  std::vector<Pending> pending_;
 };
 
 }  // namespace hadal::train

@@ -190,7 +190,7 @@ Trainer::Accumulated Trainer::run(const Prepared& batch, const StepPlan& plan, S
       out.forward_seconds += seconds_since(begin);
       begin = std::chrono::steady_clock::now();
       tape_->backward(ctx);
-      stream_.wait();
+      watch.settle();
     } catch (...) {
       tape_->clear();
       throw;
@@ -233,14 +233,13 @@ StepRecord Trainer::step() {
 
   const bool drains = anticipatory_steps_ == 0 && !ahead_.empty();
   Prepared batch = next_batch(plan);
-  StepWatch watch(
-      config_.model,
-      {.balance_scale = warmup
-                            ? 0.0f
-                            : static_cast<float>(config_.balance_weight) /
-                                  static_cast<float>(std::max<std::int64_t>(1, batch.n_sequences)),
-       .indexer_scale = static_cast<float>(plan.indexer_loss_weight) /
-                        static_cast<float>(std::max<std::int64_t>(1, batch.n_index_rows))});
+  const auto over = [](double weight, std::int64_t n) {
+    return static_cast<float>(weight) / static_cast<float>(std::max<std::int64_t>(1, n));
+  };
+  StepWatch watch(config_.model,
+                  {.balance_scale = warmup ? 0.0f : over(config_.balance_weight, batch.n_sequences),
+                   .indexer_scale = over(plan.indexer_loss_weight, batch.n_index_rows)},
+                  context());
   Accumulated done = run(batch, plan, watch);
   exchange_.sum(done.sums);
   exchange_.sum(watch);

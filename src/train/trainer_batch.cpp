@@ -92,7 +92,7 @@ bool Trainer::chooses_ahead(std::int64_t layer, const StepPlan& plan) const {
 void Trainer::choose_experts(Prepared& batch, const StepPlan& plan) {
   const auto begin = std::chrono::steady_clock::now();
   ExecContext ctx = context_with_ranks();
-  StepWatch watch(config_.model, {.record_choices = true});
+  StepWatch watch(config_.model, {.record_choices = true}, ctx);
   for (std::int64_t l = 0; l < std::ssize(config_.model.layers); ++l) {
     batch.chosen_layers.push_back(chooses_ahead(l, plan));
   }

@@ -90,16 +90,22 @@ class CudaMoeExperts : public CudaTest {
                 ClampCounts* clamps = nullptr) {
     const Tensor y = device_empty(x.shape(), x.dtype());
     const Tensor dx = to_device(x), de = to_device(experts), dw = to_device(weights);
-    run_gpu(kMoeExperts, x.dtype(),
-            {.y = y,
-             .x = dx,
-             .experts = de,
-             .weights = dw,
-             .routed = routed,
-             .shared = shared,
-             .swiglu_limit = kLimit,
-             .shared_swiglu_limit = kSharedLimit,
-             .clamps = clamps});
+    const Tensor counts = to_device(Tensor::zeros({4}, DType::i64));
+    run_gpu(
+        kMoeExperts, x.dtype(),
+        {.y = y,
+         .x = dx,
+         .experts = de,
+         .weights = dw,
+         .routed = routed,
+         .shared = shared,
+         .swiglu_limit = kLimit,
+         .shared_swiglu_limit = kSharedLimit,
+         .clamps = clamps == nullptr ? nullptr : reinterpret_cast<ClampCounts*>(counts.bytes())});
+    if (clamps != nullptr) {
+      const Tensor host = to_host(counts);
+      *clamps += *reinterpret_cast<const ClampCounts*>(host.bytes());
+    }
     return to_host(y);
   }
 

@@ -56,6 +56,7 @@ void hc_post_backward(Stream&, const HcPostBackwardArgs&);
 void moe_route_backward(Stream&, const MoeRouteBackwardArgs&);
 void moe_experts_backward(Stream&, const MoeExpertsBackwardArgs&);
 void balance_loss(Stream&, const BalanceLossArgs&);
+void expert_load(Stream&, const ExpertLoadArgs&);
 
 // optimizer
 void sum_squares(Stream&, const SumSquaresArgs&);
@@ -100,6 +101,7 @@ void register_kernels(KernelRegistry& registry) {
   registry.add(kCompressKvBackward, f32, compress_kv_backward);
   registry.add(kMoeRouteBackward, f32, moe_route_backward);
   registry.add(kBalanceLoss, f32, balance_loss);
+  registry.add(kExpertLoad, f32, expert_load);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const KernelKey key{DeviceKind::cpu, dtype};
     registry.add(kLinearBackward, key, linear_backward);

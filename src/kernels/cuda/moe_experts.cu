@@ -142,6 +142,12 @@ void combine(Stream& stream, const MoeExpertsArgs& a, const Tensor& outputs,
   launch(stream, "moe_combine", wide ? combine_kernel<T, kColumns> : combine_kernel<T, 1>, grid, c);
 }
 
+__global__ void add_clamps_kernel(ClampCounts* to, const std::int64_t* counts,
+                                  std::int64_t n_values) {
+  to->gate_above += counts[0], to->up_above += counts[1], to->up_below += counts[2];
+  to->n_values += n_values;
+}
+
 class MoeCall {
  public:
   MoeCall(Stream& stream, const MoeExpertsArgs& a) : stream_(stream), a_(a) {}
@@ -270,13 +276,12 @@ class MoeCall {
   }
 
   void count_clamps() {
-    std::int64_t counts[3] = {};
-    stream_.cuda().download(clamps_.bytes(), counts, sizeof(counts));
     const auto n_shared = static_cast<std::int64_t>(a_.shared.size());
     const std::int64_t n_values =
         (a_.swiglu_limit > 0.0f ? n_routed_rows_ * width_ : 0) +
         (a_.shared_swiglu_limit > 0.0f ? n_shared * n_tokens_ * width_ : 0);
-    *a_.clamps += {counts[0], counts[1], counts[2], n_values};
+    launch(stream_, "moe_experts", add_clamps_kernel, {dim3(1), dim3(1)}, a_.clamps,
+           static_cast<const std::int64_t*>(data<std::int64_t>(clamps_)), n_values);
   }
 
   Stream& stream_;

@@ -59,6 +59,7 @@ void hc_post_backward(Stream&, const HcPostBackwardArgs&);
 void compress_kv_backward(Stream&, const CompressKvBackwardArgs&);
 void moe_route_backward(Stream&, const MoeRouteBackwardArgs&);
 void balance_loss(Stream&, const BalanceLossArgs&);
+void expert_load(Stream&, const ExpertLoadArgs&);
 
 // The optimizer.
 void sum_squares(Stream&, const SumSquaresArgs&);
@@ -128,6 +129,7 @@ void register_row_gradients(KernelRegistry& registry) {
   registry.add(kCompressKvBackward, kF32, compress_kv_backward);
   registry.add(kMoeRouteBackward, kF32, moe_route_backward);
   registry.add(kBalanceLoss, kF32, balance_loss);
+  registry.add(kExpertLoad, kF32, expert_load);
   for (const KernelKey key : {kF32, kBf16}) {
     registry.add(kRmsNormBackward, key, rms_norm_backward);
     registry.add(kHcGateBackward, key, hc_gate_backward);
