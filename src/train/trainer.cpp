@@ -275,7 +275,7 @@ StepRecord Trainer::step() {
     spike = "a loss or a gradient is not finite";
   } else if (!warmup && config_.anticipatory.enable) {
     spike = spikes_.observe(record.loss, norm);
-    if (snapshots_.empty()) spike.clear();
+    if (snapshots_.empty() || !may_roll_back(spike)) spike.clear();
   }
   if (!spike.empty()) {
     record.tokens = progress_.tokens;
@@ -299,6 +299,10 @@ StepRecord Trainer::step() {
     ranks_.all_reduce_sum(std::span(&refreshed.n_lifted, 1));
   }
   progress_ = advance(progress_, plan, batch.n_inputs);
+  // What is usual under dense attention says nothing of sparse attention.
+  if (!is_finished() && plan_step(config_.schedule, progress_).phase != plan.phase) {
+    spikes_.restore({});
+  }
   record.anticipatory = anticipatory_steps_ > 0 ? "on" : drains ? "draining" : "off";
   if (anticipatory_steps_ > 0 && --anticipatory_steps_ == 0) {
     event("anticipatory", "anticipatory routing is over; the ring drains");

@@ -111,6 +111,7 @@ class Trainer {
   [[nodiscard]] model::StepOptions step_options(const StepPlan& plan, StepWatch* watch) const;
   void take_snapshot();
   void roll_back(const std::string& why);
+  [[nodiscard]] bool may_roll_back(const std::string& spike);
   void event(const std::string& kind, const std::string& sentence);
 
   const RunConfig& config_;
@@ -139,6 +140,12 @@ class Trainer {
   std::int64_t anticipatory_steps_ = 0;
   std::deque<Prepared> ahead_;  // whose experts are chosen
   std::deque<Snapshot> snapshots_;
+  // Going back to one snapshot again and again is going nowhere: the data are the same.
+  struct Returns {
+    std::int64_t to = -1;    // step of the snapshot
+    int n = 0;               // times in a row
+    std::int64_t until = 0;  // step before which nothing more is a spike
+  } returns_;
 };
 
 }  // namespace hadal::train

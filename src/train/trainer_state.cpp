@@ -37,6 +37,19 @@ void Trainer::take_snapshot() {
   while (snapshots_.size() > 1 && old_enough(snapshots_[1])) snapshots_.pop_front();
 }
 
+// False for what is no spike, and for one that came again after kMaxReturns of going back for it.
+bool Trainer::may_roll_back(const std::string& spike) {
+  constexpr int kMaxReturns = 2;
+  if (spike.empty() || progress_.step < returns_.until) return false;
+  if (returns_.n < kMaxReturns || snapshots_.back().state.progress.step > returns_.to) return true;
+  const std::int64_t from = progress_.step + 1;
+  returns_ = {.to = returns_.to, .n = 0, .until = from + config_.anticipatory.period};
+  event("spike", fmt::format("step {}: {}; it came again after going back {} times to step {}, so "
+                             "the run goes on, and spikes of the next {} steps are let pass",
+                             from, spike, kMaxReturns, returns_.to, config_.anticipatory.period));
+  return false;
+}
+
 void Trainer::roll_back(const std::string& why) {
   const std::int64_t from = progress_.step + 1;
   while (snapshots_.size() > 1 &&
@@ -44,6 +57,8 @@ void Trainer::roll_back(const std::string& why) {
     snapshots_.pop_back();
   }
   const TrainerState& saved = snapshots_.back().state;
+  returns_.n = saved.progress.step == returns_.to ? returns_.n + 1 : 1;
+  returns_.to = saved.progress.step;
   const TrainerState now = prepare(saved, Extent::own);
   for (std::size_t i = 0; i < saved.tensors.size(); ++i) {
     now.tensors[i].copy_from(saved.tensors[i].tensor);
