@@ -83,6 +83,8 @@ class CudaMoeExperts : public CudaTest {
     return weights;
   }
 
+  static bool is_fp8(DType weight) { return weight == DType::f8_e4m3 || weight == DType::f4_e2m1; }
+
   static constexpr float kLimit = 1.0f, kSharedLimit = 0.75f;  // both cut something off
 
   Tensor on_gpu(const Tensor& x, const Tensor& experts, const Tensor& weights,
@@ -132,8 +134,11 @@ class CudaMoeExperts : public CudaTest {
     const Tensor got =
         on_gpu(x, experts, weights, to_device_all(m.routed), to_device_all(m.shared), &got_clamps);
     // In f32 only the order of sums differs. In bf16 a gate, an up or a hidden value may round the
-    // other way (2^-8), and a hidden value again to FP8 (2^-4), each for few of many terms.
-    expect_close(got, want, dtype == DType::f32 ? 1e-5 : 6e-3, 1e-6, what);
+    // other way (2^-8), and a hidden value again to FP8 (2^-4), each for few of many terms. With
+    // FP8 products one hidden value in ten rounds otherwise to bf16, and so one in a hundred to
+    // FP8.
+    const bool fp8 = is_fp8(c.routed) || is_fp8(c.shared);
+    expect_close(got, want, dtype == DType::f32 ? 1e-5 : fp8 ? 2e-2 : 6e-3, 1e-6, what);
     // A value next to the limit may be cut on one side only.
     EXPECT_EQ(got_clamps.n_values, want_clamps.n_values) << what;
     const auto near = [&](std::int64_t a, std::int64_t b) {
@@ -156,6 +161,7 @@ TEST_F(CudaMoeExperts, AgreesWithTheCpu) {
            MoeCase{100, 256, 224, 8, 6, 1},
            MoeCase{150, 128, 128, 3, 3, 0},
            MoeCase{400, 256, 192, 4, 2, 1},
+           MoeCase{300, 512, 640, 3, 2, 1},
        }) {
     compare(c, DType::bf16);
     compare(c, DType::f32);
@@ -189,7 +195,7 @@ TEST_F(CudaMoeExperts, RunsWithSharedExpertsOnly) {
              .shared = m.shared,
              .swiglu_limit = kLimit,
              .shared_swiglu_limit = kSharedLimit});
-    expect_close(on_gpu(x, nobody, no_weights, {}, to_device_all(m.shared)), want, 6e-3, 1e-6,
+    expect_close(on_gpu(x, nobody, no_weights, {}, to_device_all(m.shared)), want, 2e-2, 1e-6,
                  "shared only");
   }
 }
@@ -221,21 +227,32 @@ TEST_F(CudaMoeExperts, FindsExpertsAtAStrideAndAnywhere) {
 
 // A token has the same bits alone and in any batch, whatever the others choose.
 TEST_F(CudaMoeExperts, DoesNotDependOnTheBatch) {
-  for (const DType dtype : {DType::bf16, DType::f32}) {
-    const MoeCase c{1000, 384, 160, 8, 3, 1};
+  struct Case {
+    DType activation, routed, shared;
+    std::int64_t n_tokens;
+  };
+  for (const Case& k : {
+           Case{DType::bf16, DType::f4_e2m1, DType::f8_e4m3, 3000},
+           Case{DType::bf16, DType::f8_e4m3, DType::bf16, 3000},
+           Case{DType::bf16, DType::bf16, DType::bf16, 3000},
+           Case{DType::f32, DType::f4_e2m1, DType::f8_e4m3, 1000},
+       }) {
+    const MoeCase c{k.n_tokens, 384, 160, 8, 3, 1, k.routed, k.shared};
     const Mixture m = random_mixture(c);
     const std::vector<ExpertWeights> routed = to_device_all(m.routed);
     const std::vector<ExpertWeights> shared = to_device_all(m.shared);
-    const Tensor x = random({c.n_tokens, c.hidden}, dtype);
+    const Tensor x = random({c.n_tokens, c.hidden}, k.activation);
     const Tensor experts = random_choice(c), weights = random_weights(c);
     const Tensor whole = on_gpu(x, experts, weights, routed, shared);
-    for (const std::int64_t n : {1, 3, 16, 17, 64, 65, 200}) {
-      for (const std::int64_t begin : {std::int64_t{0}, std::int64_t{511}, c.n_tokens - n}) {
+    for (const std::int64_t n : {1, 3, 16, 17, 64, 65, 200, 900}) {
+      for (const std::int64_t begin : {std::int64_t{0}, std::int64_t{97}, c.n_tokens - n}) {
         const std::int64_t end = begin + n;
-        expect_same_bytes(on_gpu(x.slice(begin, end), experts.slice(begin, end),
-                                 weights.slice(begin, end), routed, shared),
-                          whole.slice(begin, end),
-                          fmt::format("{} tokens {} to {}", to_string(dtype), begin, end));
+        expect_same_bytes(
+            on_gpu(x.slice(begin, end), experts.slice(begin, end), weights.slice(begin, end),
+                   routed, shared),
+            whole.slice(begin, end),
+            fmt::format("{}, {} routed, {} shared, tokens {} to {}", to_string(k.activation),
+                        to_string(k.routed), to_string(k.shared), begin, end));
       }
     }
   }

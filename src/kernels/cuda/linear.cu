@@ -18,14 +18,26 @@ void linear(Stream& stream, const LinearArgs& a) {
   }
   if (n_tokens == 0 || rows == 0) return;
   HADAL_CHECK(n_tokens <= INT32_MAX);
-  const MatmulInput x = matmul_input(stream, a.x, a.n_groups, a.activation_quant);
   Matmul m;
   m.shape = weight_shape(*a.weight);
   m.weight.first = matrix_of(*a.weight);
-  m.x = x.x;
-  m.x_f32 = a.x.dtype() == DType::f32;
-  m.x_pitch = x.pitch;
-  m.x_group_stride = x.group_stride;
+  MatmulInput x;
+  PackedInput packed;
+  const Packing packing =
+      packing_of(m.shape, a.x.dtype(), a.activation_quant, n_tokens > kMostRowsUnpacked);
+  if (packing != Packing::none) {
+    packed = pack_input(
+        stream,
+        {.x = a.x, .n_groups = static_cast<int>(a.n_groups), .n_rows = static_cast<int>(n_tokens)},
+        m.shape.format, packing);
+    packed.put_into(m);
+  } else {
+    x = matmul_input(stream, a.x, a.n_groups, a.activation_quant);
+    m.x = x.x;
+    m.x_f32 = a.x.dtype() == DType::f32;
+    m.x_pitch = x.pitch;
+    m.x_group_stride = x.group_stride;
+  }
   m.n_rows = static_cast<int>(n_tokens);
   m.n_groups = static_cast<int>(a.n_groups);
   m.y = a.y.bytes();

@@ -18,15 +18,39 @@ bool can_stream(const Matmul& m, bool pair) {
   return (pair ? 2 : 1) * bytes <= kMostStreamBytes;
 }
 
+// More tokens than this go to the kernels for many: up to here, a few passes over the weights from
+// the L2 cache are as fast as wide tiles, and leave no multiprocessor idle.
+constexpr int kMostStreamRows = 4 * kStreamRows;
+
+// Activations rounded to FP8 are multiplied as FP8, and many activations on wgmma.
+constexpr bool kE4m3Products = true;
+constexpr bool kBf16Wgmma = true;
+
+void multiply_packed(Stream& stream, Matmul m, bool pair) {
+  if (m.packed_scale == nullptr) {
+    m.tile_rows = kTileRows;
+    return launch_wgmma_bf16(stream, m, pair);
+  }
+  const int stream_rows = stream_e4m3_rows(m, pair);
+  if (m.tiles == nullptr) {
+    m.tile_rows = m.n_rows > kMostStreamRows || stream_rows == 0 ? kTileRows
+                  : m.n_rows <= kNarrowRows                      ? kNarrowRows
+                                                                 : stream_rows;
+  }
+  if (m.tile_rows <= stream_rows)
+    launch_stream_e4m3(stream, m, pair);
+  else
+    launch_wgmma_e4m3(stream, m, pair);
+}
+
 void multiply(Stream& stream, Matmul m, bool pair) {
+  if (m.packed != nullptr) return multiply_packed(stream, m, pair);
   if (m.x_f32 || m.shape.format == WeightFormat::f32) {
     if (m.tiles == nullptr) m.tile_rows = m.n_rows <= kStreamRows ? kStreamRows : kSmallTileRows;
     return matmul_f32(stream, m, pair);
   }
   if (m.tiles == nullptr) {
-    // Four passes over the weights from the L2 cache are as fast as wide tiles, and leave no
-    // multiprocessor idle.
-    m.tile_rows = m.n_rows <= 4 * kStreamRows ? kStreamRows : kTileRows;
+    m.tile_rows = m.n_rows <= kMostStreamRows ? kStreamRows : kTileRows;
     if (m.tile_rows == kStreamRows && !can_stream(m, pair)) m.tile_rows = kSmallTileRows;
   }
   if (m.tile_rows == kStreamRows && can_stream(m, pair))
@@ -63,8 +87,19 @@ __global__ void input_kernel(T* to, const T* x, std::int64_t n_row_groups, int c
 
 }  // namespace
 
-int tile_rows_for(std::int64_t mean_rows) {
-  return mean_rows <= 8 ? kStreamRows : mean_rows <= 48 ? kSmallTileRows : kTileRows;
+int tile_rows_for(std::int64_t n_tokens, std::int64_t mean_rows, bool e4m3) {
+  if (n_tokens <= kStreamRows || mean_rows <= 8) return e4m3 ? kNarrowRows : kStreamRows;
+  return mean_rows <= 48 && !e4m3 ? kSmallTileRows : kTileRows;
+}
+
+Packing packing_of(const WeightShape& w, DType x, ActivationQuant quant, bool many) {
+  const bool fp8 = w.format == WeightFormat::fp8, fp4 = w.format == WeightFormat::fp4;
+  if (x != DType::bf16) return Packing::none;
+  if (quant == ActivationQuant::fp8_block128) {
+    return kE4m3Products && (fp8 || fp4) ? Packing::e4m3 : Packing::none;
+  }
+  return kBf16Wgmma && many && (fp8 || w.format == WeightFormat::bf16) ? Packing::bf16
+                                                                       : Packing::none;
 }
 
 WeightShape weight_shape(const QuantTensor& w) {

@@ -1,8 +1,8 @@
 // The mixture: sort by expert, gate and up with the activation of both, down, and the sum a token.
 //
-// Products run over tiles of tokens of one expert, all experts in one launch; inputs are gathered
-// as they are read, so that a token is rounded to FP8 once and not once an expert. The shared
-// experts' rows follow the routed ones in the buffers of hidden values and of outputs.
+// Products run over tiles of tokens of one expert, all experts in one launch. Inputs are gathered
+// as they are packed for the tensor cores, or as they are read. The shared experts' rows follow the
+// routed ones in the buffers of hidden values and of outputs.
 #include "kernels/moe.h"
 
 #include <vector>
@@ -158,7 +158,6 @@ class MoeCall {
     HADAL_CHECK(routed || shared);
     if (routed) {
       routed_ = tables_of(stream_, a_.routed);
-      n_routed_rows_ = a_.experts.numel();
       sort();
     }
     if (shared) shared_ = tables_of(stream_, a_.shared);
@@ -173,7 +172,7 @@ class MoeCall {
     hidden_ = stream_.cuda().memory().empty({n_rows, width_}, dtype);
     outputs_ = stream_.cuda().memory().empty({n_rows, a_.x.dim(1)}, dtype);
     gate_and_up();
-    down(n_rows);
+    down();
     dispatch_activation(
         dtype, [&]<class T>() { combine<T>(stream_, a_, outputs_, rows_.row_of, n_routed_rows_); });
     if (a_.clamps != nullptr) count_clamps();
@@ -182,11 +181,49 @@ class MoeCall {
  private:
   void sort() {
     const auto n_experts = static_cast<std::int64_t>(a_.routed.size());
-    const std::int64_t mean = n_tokens_ <= kStreamRows ? 0 : n_routed_rows_ / n_experts;
-    rows_ = sort_by_expert(stream_, a_.experts, a_.weights, n_experts, tile_rows_for(mean));
+    const std::int64_t mean = a_.experts.numel() / n_experts;
+    const ExpertWeights& first = a_.routed.front();
+    const bool e4m3 = packing_of_linear(routed_.gate_shape, first.gate_proj) == Packing::e4m3 &&
+                      packing_of_linear(routed_.down_shape, first.down_proj) == Packing::e4m3;
+    rows_ = sort_by_expert(stream_, a_.experts, a_.weights, n_experts,
+                           tile_rows_for(n_tokens_, mean, e4m3));
+    n_routed_rows_ = rows_.max_rows;
+  }
+  // All tokens together are many or few: a shared expert meets them all, a routed one some.
+  Packing packing_of_linear(const WeightShape& shape, const QuantTensor& weight) const {
+    const DType dtype = a_.x.dtype();
+    return packing_of(shape, dtype, input_quant(dtype, weight), n_tokens_ > kMostRowsUnpacked);
   }
 
-  Matmul routed_matmul(const WeightShape& shape, const MatmulInput& x) const {
+  // What the inputs of linears with these weights are made into; one input serves all that want the
+  // same.
+  struct Input {
+    MatmulInput plain;
+    PackedInput packed;
+    Packing packing = Packing::none;
+    ActivationQuant quant = ActivationQuant::none;
+  };
+  // Rows of x, or with `gather` the routed ones' tokens.
+  Input input(const TensorView& x, bool gather, bool routed, const WeightShape& shape,
+              const QuantTensor& weight) {
+    Input in;
+    in.quant = input_quant(x.dtype(), weight);
+    in.packing = packing_of_linear(shape, weight);
+    if (routed && in.packing == Packing::bf16 && rows_.tile_rows != kTileRows) {
+      in.packing = Packing::none;
+    }
+    if (in.packing == Packing::none) {
+      in.plain = matmul_input(stream_, x, 1, in.quant);
+    } else {
+      PackSource from{.x = x, .n_rows = static_cast<int>(gather ? rows_.max_rows : x.dim(0))};
+      if (gather) from.row = rows_.token;
+      if (routed) from.n_filled = rows_.expert_row + a_.routed.size();
+      in.packed = pack_input(stream_, from, shape.format, in.packing);
+    }
+    return in;
+  }
+
+  Matmul routed_matmul(const WeightShape& shape, const Input& x) const {
     Matmul m = shared_matmul(shape, x);
     m.tiles = rows_.tiles;
     m.n_tiles = rows_.n_tiles;
@@ -194,32 +231,33 @@ class MoeCall {
     m.tile_rows = rows_.tile_rows;
     return m;
   }
-  Matmul shared_matmul(const WeightShape& shape, const MatmulInput& x) const {
+  Matmul shared_matmul(const WeightShape& shape, const Input& x) const {
     Matmul m;
     m.shape = shape;
-    m.x = x.x;
+    if (x.packing == Packing::none) {
+      m.x = x.plain.x;
+      m.x_pitch = x.plain.pitch;
+    } else {
+      x.packed.put_into(m);
+    }
     m.x_f32 = m.y_f32 = a_.x.dtype() == DType::f32;
-    m.x_pitch = x.pitch;
     m.n_rows = static_cast<int>(n_tokens_);
     return m;
   }
-  // First row of shared expert s in the buffers.
-  [[nodiscard]] std::int64_t shared_row(std::size_t s) const {
-    return n_routed_rows_ + static_cast<std::int64_t>(s) * n_tokens_;
+  // Those of shared expert s in a buffer.
+  [[nodiscard]] Tensor shared_rows(const Tensor& buffer, std::size_t s) const {
+    const std::int64_t first = n_routed_rows_ + static_cast<std::int64_t>(s) * n_tokens_;
+    return buffer.slice(first, first + n_tokens_);
   }
 
   void gate_and_up() {
-    const DType dtype = a_.x.dtype();
     auto* clamps = clamps_ ? reinterpret_cast<unsigned long long*>(clamps_.bytes()) : nullptr;
-    MatmulInput x;
-    ActivationQuant quant = ActivationQuant::none;
     if (!a_.routed.empty()) {
-      quant = input_quant(dtype, a_.routed.front().gate_proj);
-      x = matmul_input(stream_, a_.x, 1, quant);
+      const Input x = input(a_.x, true, true, routed_.gate_shape, a_.routed.front().gate_proj);
       Matmul m = routed_matmul(routed_.gate_shape, x);
       m.weight = routed_.gate;
       m.up = routed_.up;
-      m.x_row = rows_.token;
+      if (x.packing == Packing::none) m.x_row = rows_.token;
       m.y = hidden_.bytes();
       m.y_pitch = width_;
       m.row_weight = rows_.weight;
@@ -227,13 +265,13 @@ class MoeCall {
       m.clamps = m.limit > 0.0f ? clamps : nullptr;
       matmul_swiglu(stream_, m);
     }
+    if (a_.shared.empty()) return;
+    const Input x = input(a_.x, false, false, shared_.gate_shape, a_.shared.front().gate_proj);
     for (std::size_t s = 0; s < a_.shared.size(); ++s) {
-      const ActivationQuant wanted = input_quant(dtype, a_.shared.front().gate_proj);
-      if (x.x == nullptr || quant != wanted) x = matmul_input(stream_, a_.x, 1, quant = wanted);
       Matmul m = shared_matmul(shared_.gate_shape, x);
       m.weight.first = matrix_of(a_.shared[s].gate_proj);
       m.up.first = matrix_of(a_.shared[s].up_proj);
-      m.y = hidden_.slice(shared_row(s), shared_row(s) + n_tokens_).bytes();
+      m.y = shared_rows(hidden_, s).bytes();
       m.y_pitch = width_;
       m.limit = a_.shared_swiglu_limit;
       m.clamps = m.limit > 0.0f ? clamps : nullptr;
@@ -241,18 +279,11 @@ class MoeCall {
     }
   }
 
-  void down(std::int64_t n_rows) {
-    const DType dtype = a_.x.dtype();
+  void down() {
     const std::int64_t hidden = a_.x.dim(1);
-    MatmulInput x;
-    std::int64_t x_row0 = 0;  // row of the buffer that x begins with
-    ActivationQuant quant = ActivationQuant::none;
     if (!a_.routed.empty()) {
-      quant = input_quant(dtype, a_.routed.front().down_proj);
-      // One launch for all rows where the shared experts round alike.
-      const bool alike =
-          a_.shared.empty() || input_quant(dtype, a_.shared.front().down_proj) == quant;
-      x = matmul_input(stream_, hidden_.slice(0, alike ? n_rows : n_routed_rows_), 1, quant);
+      const Input x = input(hidden_.slice(0, n_routed_rows_), false, true, routed_.down_shape,
+                            a_.routed.front().down_proj);
       Matmul m = routed_matmul(routed_.down_shape, x);
       m.weight = routed_.down;
       m.y = outputs_.bytes();
@@ -260,16 +291,11 @@ class MoeCall {
       matmul(stream_, m);
     }
     for (std::size_t s = 0; s < a_.shared.size(); ++s) {
-      const ActivationQuant wanted = input_quant(dtype, a_.shared.front().down_proj);
-      if (x.x == nullptr || quant != wanted) {
-        x_row0 = n_routed_rows_;
-        x = matmul_input(stream_, hidden_.slice(x_row0, n_rows), 1, quant = wanted);
-      }
+      const Input x = input(shared_rows(hidden_, s), false, false, shared_.down_shape,
+                            a_.shared.front().down_proj);
       Matmul m = shared_matmul(shared_.down_shape, x);
-      m.x = static_cast<const std::byte*>(x.x) +
-            (shared_row(s) - x_row0) * x.pitch * (bits(dtype) / 8);
       m.weight.first = matrix_of(a_.shared[s].down_proj);
-      m.y = outputs_.slice(shared_row(s), shared_row(s) + n_tokens_).bytes();
+      m.y = shared_rows(outputs_, s).bytes();
       m.y_pitch = hidden;
       matmul(stream_, m);
     }
@@ -278,7 +304,7 @@ class MoeCall {
   void count_clamps() {
     const auto n_shared = static_cast<std::int64_t>(a_.shared.size());
     const std::int64_t n_values =
-        (a_.swiglu_limit > 0.0f ? n_routed_rows_ * width_ : 0) +
+        (a_.swiglu_limit > 0.0f ? a_.experts.numel() * width_ : 0) +
         (a_.shared_swiglu_limit > 0.0f ? n_shared * n_tokens_ * width_ : 0);
     launch(stream_, "moe_experts", add_clamps_kernel, {dim3(1), dim3(1)}, a_.clamps,
            static_cast<const std::int64_t*>(data<std::int64_t>(clamps_)), n_values);

@@ -57,6 +57,10 @@ __device__ int rank_in_block(int expert, int n_experts, std::uint16_t* warp_coun
   return expert < 0 ? 0 : rank + warp_counts[warp * n_experts + expert];
 }
 
+__device__ __host__ constexpr int round_up_rows(int n) {
+  return (n + kNarrowRows - 1) / kNarrowRows * kNarrowRows;
+}
+
 // Places the experts one after another: totals[e] becomes the first row of e; writes expert_row
 // and the tiles.
 __device__ void place_experts(const Sort& s, int* totals) {
@@ -66,9 +70,10 @@ __device__ void place_experts(const Sort& s, int* totals) {
   for (int base = 0; base < s.n_experts; base += kThreads) {
     const int e = base + thread;
     const int count = e < s.n_experts ? totals[e] : 0;
+    const int padded = round_up_rows(count);
     const int n_tiles = (count + s.tile_rows - 1) / s.tile_rows;
     const unsigned long long own =
-        static_cast<unsigned long long>(count) << 32 | static_cast<unsigned>(n_tiles);
+        static_cast<unsigned long long>(padded) << 32 | static_cast<unsigned>(n_tiles);
     unsigned long long sum = own;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -88,15 +93,17 @@ __device__ void place_experts(const Sort& s, int* totals) {
       const int row = static_cast<int>(at >> 32), tile = static_cast<int>(at & 0xffffffffu);
       totals[e] = row;
       s.expert_row[e] = row;
+      const int tile_rows = n_tiles > 0 ? round_up_rows((count + n_tiles - 1) / n_tiles) : 0;
       for (int i = 0; i < n_tiles; ++i) {
-        const int begin = i * s.tile_rows;
-        s.tiles[tile + i] = {e, row + begin, min(s.tile_rows, count - begin)};
+        const int begin = i * tile_rows;
+        s.tiles[tile + i] = {e, row + begin, min(tile_rows, count - begin)};
       }
+      for (int i = row + count; i < row + padded; ++i) s.token[i] = -1;
     }
     before += all;
   }
   if (thread == 0) {
-    s.expert_row[s.n_experts] = s.n;
+    s.expert_row[s.n_experts] = static_cast<int>(before >> 32);
     *s.n_tiles = static_cast<int>(before & 0xffffffffu);
   }
   __syncthreads();
@@ -180,25 +187,28 @@ ExpertRows sort_by_expert(Stream& stream, const TensorView& experts, const Tenso
   s.tile_rows = tile_rows;
   s.n_blocks = static_cast<int>(ceil_div(n, kThreads));
   const std::int64_t max_tiles = n / tile_rows + std::min(n, n_experts);
+  const std::int64_t max_rows =
+      round_up_rows(static_cast<int>(n + (kNarrowRows - 1) * std::min(n, n_experts)));
   const std::int64_t n_counts = s.n_blocks > 1 ? s.n_blocks * n_experts : 0;
 
   ExpertRows rows;
   constexpr std::int64_t kTileWords = sizeof(TokenTile) / 4;
-  rows.memory =
-      stream.cuda().scratch(4 * (3 * n + n_experts + 1 + 1 + max_tiles * kTileWords + n_counts));
+  rows.memory = stream.cuda().scratch(
+      4 * (2 * max_rows + n + n_experts + 1 + 1 + max_tiles * kTileWords + n_counts));
   auto* at = reinterpret_cast<std::int32_t*>(rows.memory.bytes());
   const auto take = [&](std::int64_t words) {
     std::int32_t* const here = at;
     at += words;
     return here;
   };
-  rows.token = s.token = take(n);
-  rows.weight = s.weight = reinterpret_cast<float*>(take(n));
+  rows.token = s.token = take(max_rows);
+  rows.weight = s.weight = reinterpret_cast<float*>(take(max_rows));
   rows.row_of = s.row_of = take(n);
   rows.expert_row = s.expert_row = take(n_experts + 1);
   rows.n_tiles = s.n_tiles = take(1);
   rows.tiles = s.tiles = reinterpret_cast<TokenTile*>(take(max_tiles * kTileWords));
   s.counts = take(n_counts);
+  rows.max_rows = static_cast<int>(max_rows);
   rows.max_tiles = static_cast<int>(max_tiles);
   rows.tile_rows = tile_rows;
 

@@ -7,15 +7,17 @@
 namespace hadal::kernels::cuda {
 
 // Assignments (token, slot) sorted by expert, tokens ascending inside an expert, in device memory
-// that `memory` keeps.
+// that `memory` keeps. Experts begin at rows that are multiples of kNarrowRows, so there are rows
+// of nobody between them: token -1.
 struct ExpertRows {
   Tensor memory;
-  const std::int32_t* token = nullptr;       // [n_assignments]
-  const float* weight = nullptr;             // [n_assignments]
+  const std::int32_t* token = nullptr;       // [max_rows]
+  const float* weight = nullptr;             // [max_rows]
   const std::int32_t* row_of = nullptr;      // [n_tokens * topk] row of an assignment
-  const std::int32_t* expert_row = nullptr;  // [n_experts + 1] first row of each expert
-  // The rows in tiles of one expert, at most tile_rows each; how many there are is known on the
-  // device only.
+  const std::int32_t* expert_row = nullptr;  // [n_experts + 1] first row of each, how many rows
+  // How many rows there are, and how many tiles, is known on the device only. The rows of an expert
+  // are in as few tiles of at most tile_rows as can be, of nearly equal sizes.
+  int max_rows = 0;
   const TokenTile* tiles = nullptr;
   const std::int32_t* n_tiles = nullptr;
   int max_tiles = 0;

@@ -12,8 +12,11 @@
 //
 // Weight rows are always the M side of the instruction and tokens the N side, so a batch changes
 // only which columns of the instruction are used. The kernel for few tokens (matmul_stream.cuh)
-// computes the blocks of 128 on different warps and adds them up in this order; the one for many
-// (matmul_tile.cuh) does it in place. Their bits are equal.
+// computes the blocks of 128 on different warps and adds them up in this order; those for many
+// (matmul_tile.cuh, matmul_wgmma.cuh) do it in place. Their bits are equal.
+//
+// FP8 and FP4 weights with activations rounded to FP8 are multiplied as E4M3 instead, at twice the
+// speed: that chain is in e4m3_fragment.cuh. Below is the one of everything else.
 //
 // All operands are bf16, exactly: an E4M3 weight is one, an E2M1 weight times its power of two is
 // one, and so is an activation rounded to E4M3 times its power of two. Which columns share a step
@@ -78,6 +81,11 @@ struct Matmul {
   std::int64_t x_pitch = 0;
   const std::int32_t* x_row = nullptr;
 
+  // Packed activations instead (linear_pack.cu), for the kernels that take them.
+  const std::byte* packed = nullptr;
+  const float* packed_scale = nullptr;  // only of E4M3
+  int packed_rows = 0;                  // a multiple of 8
+
   // Without tiles: rows [0, n_rows) of weight 0 in n_groups groups of output rows, whose columns
   // of x are x_group_stride apart. With tiles: at most max_tiles, *n_tiles of them filled in.
   int n_rows = 0;
@@ -86,7 +94,7 @@ struct Matmul {
   const TokenTile* tiles = nullptr;
   const std::int32_t* n_tiles = nullptr;
   int max_tiles = 0;
-  int tile_rows = 0;  // most rows of a tile: kStreamRows, kSmallTileRows or kTileRows
+  int tile_rows = 0;  // most rows of a tile: one of those below
 
   // y[row * y_pitch + group * group_rows + r]
   void* y = nullptr;
@@ -100,10 +108,11 @@ struct Matmul {
   unsigned long long* clamps = nullptr;  // [3] gate above, up above, up below; null: not counted
 };
 
-// Tiles of tokens that kernels take.
-inline constexpr int kStreamRows = 16, kSmallTileRows = 32, kTileRows = 128;
-// A good one for a batch in which a weight meets `mean_rows` tokens on average.
-[[nodiscard]] int tile_rows_for(std::int64_t mean_rows);
+// Tiles of tokens that kernels take: kNarrowRows only with packed activations, kSmallTileRows only
+// without. Tiles begin at rows that are multiples of kNarrowRows.
+inline constexpr int kNarrowRows = 8, kStreamRows = 16, kSmallTileRows = 32, kTileRows = 128;
+// A good one for a batch of n_tokens in which a weight meets `mean_rows` of them on average.
+[[nodiscard]] int tile_rows_for(std::int64_t n_tokens, std::int64_t mean_rows, bool e4m3);
 
 // Throws unsupported on a storage format without code.
 [[nodiscard]] WeightShape weight_shape(const QuantTensor& w);
@@ -125,6 +134,37 @@ struct MatmulInput {
 };
 [[nodiscard]] MatmulInput matmul_input(Stream& stream, const TensorView& x, std::int64_t n_groups,
                                        ActivationQuant quant);
+
+// How a product wants its activations. Whether it is the chain of E4M3 does not depend on the
+// number of tokens; of the other chain, `many` of them are packed for the kernel that is faster
+// then.
+inline constexpr std::int64_t kMostRowsUnpacked = 64;
+enum class Packing : std::uint8_t { none, bf16, e4m3 };
+[[nodiscard]] Packing packing_of(const WeightShape& w, DType x, ActivationQuant quant, bool many);
+
+// Activations in the order of the tensor cores' operands, in atoms of 8 rows times 128 bytes
+// (wgmma.cuh): [group of columns][block of 128 columns][bf16: half of it][8 rows][atom], so that
+// the rows of a tile in a block are one piece of memory. With E4M3 a factor a row and block,
+// [group of columns][block][row].
+struct PackedInput {
+  Tensor memory, scale_memory;
+  int rows = 0;
+
+  void put_into(Matmul& m) const {
+    m.packed = memory.bytes();
+    m.packed_scale = scale_memory ? scale_memory.data<float>() : nullptr;
+    m.packed_rows = rows;
+  }
+};
+struct PackSource {
+  TensorView x;  // [*, n_groups * cols] bf16
+  int n_groups = 1;
+  int n_rows = 0;                          // packed
+  const std::int32_t* row = nullptr;       // of x, on the device; negative: none. Null: the same
+  const std::int32_t* n_filled = nullptr;  // on the device: rows of n_rows that there are
+};
+[[nodiscard]] PackedInput pack_input(Stream& stream, const PackSource& from, WeightFormat format,
+                                     Packing packing);
 
 // ------------------------------------------------------------------ where a block of threads works
 
@@ -194,8 +234,8 @@ struct ClampTally {
   }
 };
 
-__device__ __forceinline__ void put_swiglu(const Matmul& m, const Place& p, int token, int row,
-                                           float gate, float up, ClampTally& tally) {
+__device__ __forceinline__ float swiglu(const Matmul& m, const Place& p, int token, float gate,
+                                        float up, ClampTally& tally) {
   const float g0 = m.y_f32 ? gate : rounded<__nv_bfloat16>(gate);
   const float u0 = m.y_f32 ? up : rounded<__nv_bfloat16>(up);
   const float cap = m.limit > 0.0f ? m.limit : INFINITY;
@@ -206,21 +246,27 @@ __device__ __forceinline__ void put_swiglu(const Matmul& m, const Place& p, int 
   tally.up_above += u0 > cap ? 1u : 0u;
   tally.up_below += u0 < -cap ? 1u : 0u;
   const float w = m.row_weight != nullptr ? m.row_weight[p.row0 + token] : 1.0f;
-  put_y(m, p, token, row, w * (g * (1.0f / (1.0f + expf(-g))) * u));
+  return w * (g * (1.0f / (1.0f + expf(-g))) * u);
+}
+__device__ __forceinline__ void put_swiglu(const Matmul& m, const Place& p, int token, int row,
+                                           float gate, float up, ClampTally& tally) {
+  put_y(m, p, token, row, swiglu(m, p, token, gate, up, tally));
 }
 
 // The scale of an FP8 block: of weight row `row` (of the whole weight) and block of columns.
 __device__ __forceinline__ float fp8_scale(const WeightShape& s, const std::byte* scale, int row,
                                            int block) {
-  const std::int64_t at =
-      std::int64_t{row / s.block_rows} * s.scale_cols + block * kBlockCols / s.block_cols;
+  // Divisions are slow, and there is one size of blocks in practice.
+  const int column = s.block_cols == kBlockCols ? block : block * kBlockCols / s.block_cols;
+  const int row_block = s.block_rows == kBlockCols ? row / kBlockCols : row / s.block_rows;
+  const std::int64_t at = std::int64_t{row_block} * s.scale_cols + column;
   return s.f32_scale ? reinterpret_cast<const float*>(scale)[at]
                      : ue8m0_to_float(reinterpret_cast<const std::uint8_t*>(scale)[at]);
 }
-// The scale byte of an FP4 group of 32 columns; any for a group beyond the columns.
+// The scale byte of an FP4 group of 32 columns; the smallest for a group beyond the columns.
 __device__ __forceinline__ std::uint32_t fp4_scale(const WeightShape& s, const std::byte* scale,
                                                    int row, int group) {
-  if (group >= s.scale_cols) return 127;
+  if (group >= s.scale_cols) return 0;
   return reinterpret_cast<const std::uint8_t*>(scale)[std::int64_t{row} * s.scale_cols + group];
 }
 

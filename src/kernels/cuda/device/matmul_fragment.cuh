@@ -131,4 +131,11 @@ __device__ __noinline__ static uint4 load_chunk_slowly(const std::byte* row, std
   return {words[0], words[1], words[2], words[3]};
 }
 
+// Where piece c of 16 bytes of row r lies in shared memory: the eight threads that read at once,
+// two rows of four pieces, find eight different sets of banks.
+template <int kRowBytes>
+__device__ __forceinline__ int swizzled(int r, int c) {
+  return r * kRowBytes + (kRowBytes > 64 ? c ^ (r % 2 * 4) : c) * 16;
+}
+
 }  // namespace hadal::kernels::cuda

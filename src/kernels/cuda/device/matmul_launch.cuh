@@ -17,6 +17,13 @@ constexpr std::int64_t stream_shared_bytes(std::int64_t cols, int n_token_tiles)
 void launch_stream(Stream& stream, const Matmul& m, bool pair);
 // Any m.tile_rows.
 void launch_tile(Stream& stream, const Matmul& m, bool pair);
+// Packed activations, at most so many rows a tile; 0: shared memory does not suffice.
+[[nodiscard]] int stream_e4m3_rows(const Matmul& m, bool pair);
+// m.tile_rows == kNarrowRows or kStreamRows.
+void launch_stream_e4m3(Stream& stream, const Matmul& m, bool pair);
+// Packed activations, at most kTileRows of them a tile.
+void launch_wgmma_e4m3(Stream& stream, const Matmul& m, bool pair);
+void launch_wgmma_bf16(Stream& stream, const Matmul& m, bool pair);  // bf16 and FP8 weights
 
 // Blocks: weight rows, tiles of tokens, groups.
 inline dim3 matmul_blocks(const Matmul& m, int block_weight_rows) {

@@ -39,13 +39,6 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Where piece c of 16 bytes of row r lies: the eight threads that read at once, two rows of four
-// pieces, find eight different sets of banks.
-template <int kRowBytes>
-__device__ __forceinline__ int swizzled(int r, int c) {
-  return r * kRowBytes + (kRowBytes > 64 ? c ^ (r % 2 * 4) : c) * 16;
-}
-
 template <WeightFormat F, int kN>
 __device__ __forceinline__ void load_stage(TileShared<F, kN>& shared, const WeightShape& s,
                                            int block) {

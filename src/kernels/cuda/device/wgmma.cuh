@@ -35,6 +35,16 @@ template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
+// Until all are done. Sums are read, and operands change, after this only.
+template <int kSums, int kSteps>
+__device__ __forceinline__ void wgmma_wait_for(float (&d)[kSums],
+                                               const std::uint32_t (&a)[kSteps][4]) {
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#pragma unroll
+  for (int i = 0; i < 4 * kSteps; ++i) asm volatile("" ::"r"(a[i / 4][i % 4]) : "memory");
+}
 // Ordinary writes to shared memory before this are seen by wgmma and bulk copies after it (and
 // after a barrier, where another thread issues them).
 __device__ __forceinline__ void fence_shared_for_async() {
