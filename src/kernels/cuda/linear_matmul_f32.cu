@@ -23,13 +23,13 @@ __device__ __forceinline__ float weight_at(const WeightShape& s, const Matrix& w
       return load(reinterpret_cast<const __nv_bfloat16*>(data)[col]);
     case WeightFormat::fp8:
       return e4m3_to_float(reinterpret_cast<const std::uint8_t*>(data)[col]) *
-             fp8_scale(s, w.scale, row, col / kBlockCols);
+             fp8_scale(s, scale_row(s, w.scale, row), col / kBlockCols);
     case WeightFormat::fp4:
       break;
   }
   const std::uint32_t byte = reinterpret_cast<const std::uint8_t*>(data)[col / 2];
-  return e2m1_to_float(byte >> (col % 2 * 4)) * ue8m0_to_float(static_cast<std::uint8_t>(fp4_scale(
-                                                    s, w.scale, row, col / kFp4Block.cols)));
+  const std::uint32_t scale = fp4_scale(s, scale_row(s, w.scale, row), col / kFp4Block.cols);
+  return e2m1_to_float(byte >> (col % 2 * 4)) * ue8m0_to_float(static_cast<std::uint8_t>(scale));
 }
 
 template <class T, int kN, bool kPair>

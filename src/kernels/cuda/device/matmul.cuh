@@ -253,21 +253,23 @@ __device__ __forceinline__ void put_swiglu(const Matmul& m, const Place& p, int 
   put_y(m, p, token, row, swiglu(m, p, token, gate, up, tally));
 }
 
-// The scale of an FP8 block: of weight row `row` (of the whole weight) and block of columns.
-__device__ __forceinline__ float fp8_scale(const WeightShape& s, const std::byte* scale, int row,
+// The scales of a weight row (of the whole weight).
+__device__ __forceinline__ const std::byte* scale_row(const WeightShape& s, const std::byte* scale,
+                                                      int row) {
+  return scale + std::int64_t{row / s.block_rows} * s.scale_cols * (s.f32_scale ? 4 : 1);
+}
+// The scale of an FP8 block of columns in such a row.
+__device__ __forceinline__ float fp8_scale(const WeightShape& s, const std::byte* scales,
                                            int block) {
-  // Divisions are slow, and there is one size of blocks in practice.
-  const int column = s.block_cols == kBlockCols ? block : block * kBlockCols / s.block_cols;
-  const int row_block = s.block_rows == kBlockCols ? row / kBlockCols : row / s.block_rows;
-  const std::int64_t at = std::int64_t{row_block} * s.scale_cols + column;
-  return s.f32_scale ? reinterpret_cast<const float*>(scale)[at]
-                     : ue8m0_to_float(reinterpret_cast<const std::uint8_t*>(scale)[at]);
+  // Division is slow, and there is one size of blocks in practice.
+  const int i = s.block_cols == kBlockCols ? block : block * kBlockCols / s.block_cols;
+  return s.f32_scale ? reinterpret_cast<const float*>(scales)[i]
+                     : ue8m0_to_float(reinterpret_cast<const std::uint8_t*>(scales)[i]);
 }
 // The scale byte of an FP4 group of 32 columns; the smallest for a group beyond the columns.
-__device__ __forceinline__ std::uint32_t fp4_scale(const WeightShape& s, const std::byte* scale,
-                                                   int row, int group) {
-  if (group >= s.scale_cols) return 0;
-  return reinterpret_cast<const std::uint8_t*>(scale)[std::int64_t{row} * s.scale_cols + group];
+__device__ __forceinline__ std::uint32_t fp4_scale(const WeightShape& s, const std::byte* scales,
+                                                   int group) {
+  return group < s.scale_cols ? reinterpret_cast<const std::uint8_t*>(scales)[group] : 0;
 }
 
 }  // namespace hadal::kernels::cuda

@@ -29,8 +29,7 @@ struct StreamChunks {
 template <WeightFormat F>
 __device__ __forceinline__ void load_block(StreamChunks<F>& to, const WeightShape& s,
                                            const std::byte* const (&rows)[2],
-                                           const std::byte* scale, const int (&row)[2], int block,
-                                           int t) {
+                                           const std::byte* const (&scales)[2], int block, int t) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -45,7 +44,7 @@ __device__ __forceinline__ void load_block(StreamChunks<F>& to, const WeightShap
       }
     }
     if constexpr (F == WeightFormat::fp4) {
-      to.scale[h] = rows[h] == nullptr ? 127 : fp4_scale(s, scale, row[h], block * 4 + t);
+      to.scale[h] = rows[h] == nullptr ? 127 : fp4_scale(s, scales[h], block * 4 + t);
     }
   }
 }
@@ -68,13 +67,13 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_kernel(const Matmul 
   const int first = kPair ? warp / 2 : warp;
   constexpr int kStep = kStreamThreads / 32 / (kPair ? 2 : 1);
   const Matrix w = matrix == 0 ? place.weight : place.up;
-  int row[2];
-  const std::byte* rows[2];
+  const std::byte *rows[2], *scales[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int local = row_base + g + 8 * h;
-    row[h] = place.first_weight_row + local;
-    rows[h] = local < place.rows ? w.data + row[h] * s.row_bytes : nullptr;
+    const int row = place.first_weight_row + local;
+    rows[h] = local < place.rows ? w.data + row * s.row_bytes : nullptr;
+    scales[h] = scale_row(s, w.scale, row);
   }
   const __nv_bfloat16* tokens[kTokenTiles];
 #pragma unroll
@@ -88,7 +87,7 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_kernel(const Matmul 
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) {
     const int block = first + d * kStep;
-    if (block < n_blocks) load_block<F>(buffer[d], s, rows, w.scale, row, block, t);
+    if (block < n_blocks) load_block<F>(buffer[d], s, rows, scales, block, t);
   }
   for (int base = first; base < n_blocks; base += kDepth * kStep) {
 #pragma unroll
@@ -128,7 +127,7 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_kernel(const Matmul 
         }
       }
       const int next = block + kDepth * kStep;
-      if (next < n_blocks) load_block<F>(buffer[d], s, rows, w.scale, row, next, t);
+      if (next < n_blocks) load_block<F>(buffer[d], s, rows, scales, next, t);
       float* to = partials + (matrix * n_blocks + block) * (kTokens * kPartialPitch);
 #pragma unroll
       for (int j = 0; j < kTokenTiles; ++j) {
@@ -150,12 +149,11 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_kernel(const Matmul 
     for (int i = 0; i < (kPair ? 2 : 1); ++i) {
       const float* from = partials + i * n_blocks * (kTokens * kPartialPitch) +
                           token * kPartialPitch + threadIdx.x % kStreamWeightRows;
-      const std::byte* scale = i == 0 ? place.weight.scale : place.up.scale;
+      const std::byte* const row_scales = scale_row(s, i == 0 ? place.weight.scale : place.up.scale,
+                                                    place.first_weight_row + local);
 #pragma unroll 8
       for (int block = 0; block < n_blocks; ++block) {
-        const float factor = F == WeightFormat::fp8
-                                 ? fp8_scale(s, scale, place.first_weight_row + local, block)
-                                 : 1.0f;
+        const float factor = F == WeightFormat::fp8 ? fp8_scale(s, row_scales, block) : 1.0f;
         total[i] = fmaf(from[block * (kTokens * kPartialPitch)], factor, total[i]);
       }
     }

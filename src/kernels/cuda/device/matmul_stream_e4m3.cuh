@@ -58,19 +58,19 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_e4m3_kernel(const Ma
   const int matrix = kPair ? group : 0;
   const int first = kPair ? 0 : 4 * group;  // block of this warpgroup's first warp
   const Matrix w = matrix == 0 ? place.weight : place.up;
-  int row[2];
-  const std::byte* rows[2];
+  const std::byte *rows[2], *scales[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int local = row_base + g + 8 * h;
-    row[h] = place.first_weight_row + local;
-    rows[h] = local < place.rows ? w.data + row[h] * s.row_bytes : nullptr;
+    const int row = place.first_weight_row + local;
+    rows[h] = local < place.rows ? w.data + row * s.row_bytes : nullptr;
+    scales[h] = scale_row(s, w.scale, row);
   }
   // A block beyond the columns loads nothing and is zeros.
   StreamChunks<F> buffer[kDepth];
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) {
-    load_block<F>(buffer[d], s, rows, w.scale, row, d * kBlocksAtOnce + first + warp, t);
+    load_block<F>(buffer[d], s, rows, scales, d * kBlocksAtOnce + first + warp, t);
   }
 
   if (thread < n_turns) {
@@ -119,7 +119,7 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_e4m3_kernel(const Ma
           for (int h = 0; h < 2; ++h) put_operand(a[2 * q], a[2 * q + 1], h, buffer[d].raw[h][q]);
         }
       }
-      load_block<F>(buffer[d], s, rows, w.scale, row, block + kDepth * kBlocksAtOnce, t);
+      load_block<F>(buffer[d], s, rows, scales, block + kDepth * kBlocksAtOnce, t);
 
       barrier_wait(shared_address(barriers + turn), 0);
       float acc[kN / 2] = {};
@@ -157,12 +157,12 @@ __global__ __launch_bounds__(kStreamThreads, 2) void stream_e4m3_kernel(const Ma
       const float* from = partials + i * n_blocks * (kTokens * kPartialPitch) +
                           token * kPartialPitch + thread % kStreamWeightRows;
       const float* const row_factor = factors + i * n_blocks * kStreamWeightRows + thread % 16;
-      const std::byte* scale = i == 0 ? place.weight.scale : place.up.scale;
+      const std::byte* const row_scales = scale_row(s, i == 0 ? place.weight.scale : place.up.scale,
+                                                    place.first_weight_row + local);
 #pragma unroll 8
       for (int block = 0; block < n_blocks; ++block) {
-        const float factor = F == WeightFormat::fp8
-                                 ? fp8_scale(s, scale, place.first_weight_row + local, block)
-                                 : row_factor[block * kStreamWeightRows];
+        const float factor = F == WeightFormat::fp8 ? fp8_scale(s, row_scales, block)
+                                                    : row_factor[block * kStreamWeightRows];
         total[i] =
             fmaf(from[block * (kTokens * kPartialPitch)],
                  __fmul_rn(factor, token_factor[std::int64_t{block} * m.packed_rows]), total[i]);

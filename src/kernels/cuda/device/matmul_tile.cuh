@@ -98,23 +98,24 @@ __global__ __launch_bounds__(kTileThreads) void tile_kernel(const Matmul m) {
                           : nullptr;
   }
 
-  // Output row of tile i, half h: of the place, and of the whole weight (some row, if beyond).
-  int local[2][2], row[2][2];
+  // Output row of tile i, half h, in the place, and its scales (some row's, if beyond).
+  int local[2][2];
+  const std::byte* scales[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       local[i][h] = row_base + (kPair ? 16 * warp_m : 32 * warp_m + 16 * i) + g + 8 * h;
-      row[i][h] = place.first_weight_row + min(local[i][h], place.rows - 1);
+      scales[i][h] = scale_row(s, kPair && i == 1 ? place.up.scale : place.weight.scale,
+                               place.first_weight_row + min(local[i][h], place.rows - 1));
     }
   }
   // FP8: the factor of a block, as bits. FP4: the byte of this thread's group of 32 columns.
   const auto scale_of = [&](int i, int h, int block) -> std::uint32_t {
-    const std::byte* scale = kPair && i == 1 ? place.up.scale : place.weight.scale;
     if constexpr (F == WeightFormat::fp8) {
-      return __float_as_uint(fp8_scale(s, scale, row[i][h], block));
+      return __float_as_uint(fp8_scale(s, scales[i][h], block));
     } else if constexpr (F == WeightFormat::fp4) {
-      return fp4_scale(s, scale, row[i][h], block * 4 + t);
+      return fp4_scale(s, scales[i][h], block * 4 + t);
     } else {
       return 0;
     }

@@ -180,10 +180,9 @@ __device__ __forceinline__ void wgmma_produce(const Matmul& m, Shared& shared, i
 
 // Where a thread of a consumer is, and the weight rows of its two halves.
 struct WgmmaThread {
-  int warp, g, t;  // of all consumers
-  int local[2];    // output rows of the place, beyond it too
-  int row[2];      // of the whole weight, some row if beyond
-  const std::byte* scale[2];
+  int warp, g, t;              // of all consumers
+  int local[2];                // output rows of the place, beyond it too
+  const std::byte* scales[2];  // of the rows, some row's if beyond
 };
 
 template <WeightFormat F, bool kE4m3>
@@ -222,7 +221,7 @@ __device__ __forceinline__ void wgmma_operands(WgmmaOperands<F, kE4m3>& to, cons
       } else {
 #pragma unroll
         for (int q = 0; q < 2; ++q) put_operand(to.a[2 * q], to.a[2 * q + 1], h, raw[h][q]);
-        to.factor[h] = fp8_scale(s, me.scale[h], me.row[h], block);
+        to.factor[h] = fp8_scale(s, me.scales[h], block);
       }
     }
   } else {
@@ -237,7 +236,7 @@ __device__ __forceinline__ void wgmma_operands(WgmmaOperands<F, kE4m3>& to, cons
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      to.factor[h] = F == WeightFormat::fp8 ? fp8_scale(s, me.scale[h], me.row[h], block) : 1.0f;
+      to.factor[h] = F == WeightFormat::fp8 ? fp8_scale(s, me.scales[h], block) : 1.0f;
     }
   }
 }
@@ -366,7 +365,7 @@ __device__ __forceinline__ void wgmma_consume_tile(const Matmul& m, Shared& shar
     if constexpr (F == WeightFormat::fp4) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        next_scale[h] = static_cast<int>(fp4_scale(s, me.scale[h], me.row[h], block * 4 + me.t));
+        next_scale[h] = static_cast<int>(fp4_scale(s, me.scales[h], block * 4 + me.t));
       }
     }
   };
@@ -440,8 +439,8 @@ __device__ __forceinline__ void wgmma_consume(const Matmul& m, Shared& shared, i
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       me.local[h] = tile.row_base + kOutputRows * me.warp + me.g + (kPair ? 0 : 8 * h);
-      me.row[h] = p.first_weight_row + min(me.local[h], p.rows - 1);
-      me.scale[h] = kPair && h == 1 ? p.up.scale : p.weight.scale;
+      me.scales[h] = scale_row(m.shape, kPair && h == 1 ? p.up.scale : p.weight.scale,
+                               p.first_weight_row + min(me.local[h], p.rows - 1));
     }
     const auto consume = [&]<int kN>() {
       wgmma_consume_tile<kN, F, kE4m3, kPair>(m, shared, p, me, ring, tally);
