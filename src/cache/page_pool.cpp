@@ -13,30 +13,38 @@ struct PagePool::State {
   std::int64_t n_used = 0;
 };
 
-std::span<const std::byte> Page::read(std::vector<std::byte>& buffer) const {
-  if (on_host()) return {memory_.bytes(), memory_.nbytes()};
-  buffer.resize(memory_.nbytes());
-  stream_->download(memory_, {buffer.data(), memory_.shape(), memory_.dtype()});
-  return buffer;
-}
-
-void Page::write(std::span<const std::byte> bytes) const {
-  HADAL_CHECK(bytes.size() == nbytes());
-  if (on_host()) {
-    std::memcpy(memory_.bytes(), bytes.data(), bytes.size());
-  } else {
-    // Only read from, but a view has no constness.
-    stream_->upload({const_cast<std::byte*>(bytes.data()), memory_.shape(), memory_.dtype()},
-                    memory_);
-  }
-}
-
 Tensor DeviceMemory::zeros(std::size_t n_bytes) const {
   const Shape shape{static_cast<std::int64_t>(n_bytes)};
-  if (stream == nullptr) return Tensor::zeros(shape, DType::u8);
+  if (on_host()) return Tensor::zeros(shape, DType::u8);
   Tensor t = allocator->empty(shape, DType::u8);
   stream->zero(t);
   return t;
+}
+
+void DeviceMemory::zero(const Tensor& t) const {
+  if (on_host()) {
+    std::memset(t.bytes(), 0, t.nbytes());
+  } else {
+    stream->zero(t);
+  }
+}
+
+std::span<const std::byte> DeviceMemory::read(const Tensor& t,
+                                              std::vector<std::byte>& buffer) const {
+  if (on_host()) return {t.bytes(), t.nbytes()};
+  buffer.resize(t.nbytes());
+  stream->download(t, {buffer.data(), t.shape(), t.dtype()});
+  return buffer;
+}
+
+void DeviceMemory::write(std::span<const std::byte> bytes, const Tensor& t) const {
+  HADAL_CHECK(bytes.size() == t.nbytes());
+  if (on_host()) {
+    std::memcpy(t.bytes(), bytes.data(), bytes.size());
+  } else {
+    // Only read from, but a view has no constness.
+    stream->upload({const_cast<std::byte*>(bytes.data()), t.shape(), t.dtype()}, t);
+  }
 }
 
 PagePool::PagePool(std::size_t page_bytes, std::size_t budget_bytes, DeviceMemory memory)
@@ -61,7 +69,7 @@ PageRef PagePool::acquire() {
   try {
     // Zeros, since a file of pages holds their unused bytes, too.
     if (!page) {
-      page = std::make_unique<Page>(memory_.zeros(page_bytes_), memory_.stream);
+      page = std::make_unique<Page>(memory_.zeros(page_bytes_), memory_);
     }
     // So that giving a page back never allocates: it may happen while memory is short.
     const std::lock_guard lock(state_->mutex);

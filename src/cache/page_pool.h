@@ -11,34 +11,43 @@
 
 namespace hadal::cache {
 
+// Where a cache's memory is; both null: on the host.
+struct DeviceMemory {
+  const Stream* stream = nullptr;
+  PoolAllocator* allocator = nullptr;
+
+  [[nodiscard]] bool on_host() const { return stream == nullptr; }
+  [[nodiscard]] Tensor zeros(std::size_t n_bytes) const;
+  void zero(const Tensor& t) const;
+  // The bytes of t where the host can read them: t itself, or a copy in `buffer`. On any thread.
+  [[nodiscard]] std::span<const std::byte> read(const Tensor& t,
+                                                std::vector<std::byte>& buffer) const;
+  void write(std::span<const std::byte> bytes, const Tensor& t) const;  // all of them
+};
+
 // The compressed entries and indexer keys of `page_tokens` consecutive positions in all layers: one
 // piece of memory. Once its positions are settled it never changes, so that sequences, the prefix
 // cache and a writer of files share it by reference.
 class Page {
  public:
-  Page(Tensor memory, const Stream* stream) : memory_(std::move(memory)), stream_(stream) {}
+  Page(Tensor memory, DeviceMemory where) : memory_(std::move(memory)), where_(where) {}
   [[nodiscard]] std::byte* bytes() const { return memory_.bytes(); }  // of the device
   [[nodiscard]] std::size_t nbytes() const { return memory_.nbytes(); }
-  [[nodiscard]] bool on_host() const { return stream_ == nullptr; }
+  [[nodiscard]] bool on_host() const { return where_.on_host(); }
 
   // The bytes where the host can read them: the page itself, or a copy in `buffer`. On any thread.
-  [[nodiscard]] std::span<const std::byte> read(std::vector<std::byte>& buffer) const;
-  void write(std::span<const std::byte> bytes) const;  // all of them
+  [[nodiscard]] std::span<const std::byte> read(std::vector<std::byte>& buffer) const {
+    return where_.read(memory_, buffer);
+  }
+  void write(std::span<const std::byte> bytes) const { where_.write(bytes, memory_); }
 
  private:
   Tensor memory_;
-  const Stream* stream_;  // of the device that has the memory; null: the host's
+  DeviceMemory where_;
 };
 
 // References may outlive the pool and may be dropped on any thread.
 using PageRef = std::shared_ptr<Page>;
-
-// Where a cache's memory is; both null: on the host.
-struct DeviceMemory {
-  const Stream* stream = nullptr;
-  PoolAllocator* allocator = nullptr;
-  [[nodiscard]] Tensor zeros(std::size_t n_bytes) const;
-};
 
 class PagePool {
  public:

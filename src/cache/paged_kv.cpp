@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace hadal::cache {
 
@@ -26,11 +25,7 @@ std::int64_t PagedKv::open() {
     s->state = std::move(free_states_.back());
     free_states_.pop_back();
     // Rows of the sequence before must not be seen through a ring that is not full yet.
-    if (options_.memory.stream == nullptr) {
-      std::memset(s->state.bytes(), 0, layout_.state_bytes);
-    } else {
-      options_.memory.stream->zero(s->state);
-    }
+    options_.memory.zero(s->state);
   }
   const std::size_t n_layers = layout_.layers.size();
   s->layers.resize(n_layers);
@@ -155,14 +150,8 @@ std::int64_t PagedKv::frozen(std::int64_t slot) const {
 std::vector<std::byte> PagedKv::save_state(std::int64_t slot, std::int64_t position) const {
   HADAL_CHECK(position >= 0);
   std::vector<std::byte> saved(layout_.saved_bytes(position));
-  const Tensor& state = sequence(slot).state;
-  if (options_.memory.stream == nullptr) {
-    layout_.save(state.bytes(), position, saved.data());
-  } else {
-    const Tensor host = Tensor::empty(state.shape(), state.dtype());
-    options_.memory.stream->download(state, host);
-    layout_.save(host.bytes(), position, saved.data());
-  }
+  std::vector<std::byte> buffer;
+  layout_.save(options_.memory.read(sequence(slot).state, buffer).data(), position, saved.data());
   return saved;
 }
 
@@ -177,14 +166,11 @@ void PagedKv::restore_state(std::int64_t slot, std::int64_t position,
                             position, state.size(), wanted, layout()));
   }
   const Tensor& to = sequence(slot).state;
-  if (options_.memory.stream == nullptr) {
-    layout_.restore(to.bytes(), position, state.data());
-  } else {
-    const Tensor host = Tensor::empty(to.shape(), to.dtype());
-    options_.memory.stream->download(to, host);
-    layout_.restore(host.bytes(), position, state.data());
-    options_.memory.stream->upload(host, to);
-  }
+  if (options_.memory.on_host()) return layout_.restore(to.bytes(), position, state.data());
+  std::vector<std::byte> buffer;  // a restored state leaves some bytes as they are
+  static_cast<void>(options_.memory.read(to, buffer));
+  layout_.restore(buffer.data(), position, state.data());
+  options_.memory.write(buffer, to);
 }
 
 std::size_t PagedKv::state_bytes_held() const {
