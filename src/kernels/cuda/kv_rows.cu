@@ -189,12 +189,7 @@ Ranges stage(Stream& stream, std::span<const Range> ranges) {
       pages.push_back(rows.pages[static_cast<std::size_t>(p)]);
     }
     DeviceRange d;
-    d.rows.rows_per_page = static_cast<std::int32_t>(rows.rows_per_page);
-    d.rows.data_bytes = static_cast<std::int32_t>(rows.format.data_bytes());
-    d.rows.scale_bytes = static_cast<std::int32_t>(rows.format.scale_bytes());
-    d.rows.width = static_cast<std::int32_t>(rows.format.width);
-    d.rows.rope = static_cast<std::int32_t>(rows.format.rope);
-    d.rows.kind = rows.format.kind;
+    d.rows = device_rows(rows, nullptr);  // the table follows once it is staged
     d.begin = r.begin + skip;
     d.first = first, d.modulus = r.modulus;
     d.block = static_cast<std::int32_t>(out.n_rows);

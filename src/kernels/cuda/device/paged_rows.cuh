@@ -1,6 +1,7 @@
 // Paged KV rows as kernels see them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "core/cuda/queue.h"
@@ -28,19 +29,24 @@ struct DeviceRows {
   }
 };
 
-// Stages the table; valid as long as Queue::stage says.
-inline DeviceRows device_rows(Stream& stream, const PagedRows& rows) {
+// `pages` is the table in device memory; its first page may be any of those of `rows`.
+inline DeviceRows device_rows(const PagedRows& rows, const std::byte* const* pages) {
   DeviceRows d;
-  if (rows.pages.empty()) return d;
-  d.pages = reinterpret_cast<const std::byte* const*>(
-      stream.cuda().stage(rows.pages.data(), rows.pages.size_bytes()));
-  d.rows_per_page = static_cast<std::int32_t>(rows.rows_per_page);
+  d.pages = pages;
+  d.rows_per_page = static_cast<std::int32_t>(std::max<std::int64_t>(1, rows.rows_per_page));
   d.data_bytes = static_cast<std::int32_t>(rows.format.data_bytes());
   d.scale_bytes = static_cast<std::int32_t>(rows.format.scale_bytes());
   d.width = static_cast<std::int32_t>(rows.format.width);
   d.rope = static_cast<std::int32_t>(rows.format.rope);
   d.kind = rows.format.kind;
   return d;
+}
+
+// Stages the table; valid as long as Queue::stage says.
+inline DeviceRows device_rows(Stream& stream, const PagedRows& rows) {
+  if (rows.pages.empty()) return {};
+  return device_rows(rows, reinterpret_cast<const std::byte* const*>(
+                               stream.cuda().stage(rows.pages.data(), rows.pages.size_bytes())));
 }
 
 }  // namespace hadal::kernels::cuda

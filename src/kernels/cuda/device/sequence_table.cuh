@@ -30,16 +30,7 @@ class PageTables {
   }
   // After send(): the rows whose table add() placed at `at`.
   [[nodiscard]] DeviceRows rows(const PagedRows& rows, std::size_t at) const {
-    DeviceRows d;
-    if (base_ == nullptr) return d;
-    d.pages = base_ + at;
-    d.rows_per_page = static_cast<std::int32_t>(std::max<std::int64_t>(1, rows.rows_per_page));
-    d.data_bytes = static_cast<std::int32_t>(rows.format.data_bytes());
-    d.scale_bytes = static_cast<std::int32_t>(rows.format.scale_bytes());
-    d.width = static_cast<std::int32_t>(rows.format.width);
-    d.rope = static_cast<std::int32_t>(rows.format.rope);
-    d.kind = rows.format.kind;
-    return d;
+    return base_ == nullptr ? DeviceRows{} : device_rows(rows, base_ + at);
   }
   [[nodiscard]] bool aligned(std::uintptr_t n_bytes) const { return address_bits_ % n_bytes == 0; }
 
