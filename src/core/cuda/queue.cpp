@@ -192,7 +192,7 @@ Tensor Queue::allocate(std::size_t n_bytes) {
           DType::u8};
 }
 
-const std::byte* Queue::stage(const void* data, std::size_t n_bytes) {
+std::size_t Queue::write_staging(const void* data, std::size_t n_bytes) {
   State& s = *state_;
   const std::size_t size = (n_bytes + kStagingAlign - 1) / kStagingAlign * kStagingAlign;
   if (size > kStagingBytes) {
@@ -205,27 +205,31 @@ const std::byte* Queue::stage(const void* data, std::size_t n_bytes) {
     wait();  // whoever read the old ones is done
     s.staged = 0;
   }
-  std::byte* const host = s.staging_host + s.staged;
-  std::byte* const device = s.staging_device + s.staged;
+  const std::size_t at = s.staged;
+  if (n_bytes > 0) std::memcpy(s.staging_host + at, data, n_bytes);
+  s.staged += size;
+  return at;
+}
+
+const std::byte* Queue::stage(const void* data, std::size_t n_bytes) {
+  const State& s = *state_;
+  const std::size_t at = write_staging(data, n_bytes);
   if (n_bytes > 0) {
-    std::memcpy(host, data, n_bytes);
-    check(cudaMemcpyAsync(device, host, n_bytes, cudaMemcpyHostToDevice, s.stream),
+    check(cudaMemcpyAsync(s.staging_device + at, s.staging_host + at, n_bytes,
+                          cudaMemcpyHostToDevice, s.stream),
           "copying arguments to the GPU");
   }
-  s.staged += size;
-  return device;
+  return s.staging_device + at;
 }
 
 void Queue::upload(const void* from, void* to, std::size_t n_bytes) {
   if (n_bytes == 0) return;
-  if (n_bytes <= kStagingBytes / 16) {
-    copy(stage(from, n_bytes), to, n_bytes);
-    return;
-  }
-  // From pageable memory; CUDA copies through buffers of its own and returns when it has read all.
+  const bool small = n_bytes <= kStagingBytes / 16;
+  if (small) from = state_->staging_host + write_staging(from, n_bytes);
+  // What is large goes from pageable memory, which CUDA copies through buffers of its own.
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, state_->stream),
         "copying to the GPU");
-  wait();
+  if (!small) wait();
 }
 
 void Queue::download(const void* from, void* to, std::size_t n_bytes) {

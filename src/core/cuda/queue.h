@@ -73,6 +73,8 @@ class Queue {
   [[nodiscard]] static double seconds_between(const Mark& begin, const Mark& end);
 
  private:
+  // Puts a copy into the staging buffer's host half; returns where.
+  std::size_t write_staging(const void* data, std::size_t n_bytes);
   struct State;
   std::unique_ptr<State> state_;
 };
