@@ -52,16 +52,17 @@ bool on_gpu(const LoadOptions& options) {
   return options.stream != nullptr && options.stream->device() == DeviceKind::cuda;
 }
 
-model::BoundWeights on_device(const model::BoundWeights& weights, const LoadOptions& options) {
+model::BoundWeights on_device(const model::Config& config, const model::BoundWeights& weights,
+                              const LoadOptions& options) {
   if (!on_gpu(options)) return weights;
   // Norms grow from bf16 to f32, and pieces to whole lines.
   std::size_t total = 0, done = 0;
-  (void)weights.moved([&](const Tensor& t) {
+  (void)weights.moved(config, [&](const Tensor& t) {
     total += WeightArena::padded(t.nbytes());
     return t;
   });
   WeightArena arena(*options.stream, total);
-  return weights.moved([&](const Tensor& host) {
+  return weights.moved(config, [&](const Tensor& host) {
     done += host.nbytes();
     if (options.progress) options.progress(done, total);
     return arena.copy(host);
@@ -86,7 +87,7 @@ std::unique_ptr<LoadedModel> load_model(const Path& directory, const LoadOptions
                       tokenizer_path.string(), tokenizer->vocab_size() - 1, config.vocab_size));
     }
   }
-  model::Model model(config, on_device(weights, options));
+  model::Model model(config, on_device(config, weights, options));
   return std::make_unique<LoadedModel>(LoadedModel{directory, std::move(config), std::move(weights),
                                                    std::move(model), std::move(tokenizer)});
 }

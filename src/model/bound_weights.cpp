@@ -354,7 +354,6 @@ BoundWeights BoundWeights::bind(const io::Checkpoint& checkpoint, const Config& 
     if (!weight) continue;
     bound.nbytes_ += weight->nbytes();
     bound.by_name_.emplace(w.name, Bound{std::move(*weight), w.role});
-    bound.order_.push_back(w.name);
   }
   binder.throw_if_problems();
   bound.warnings_ = binder.warnings();
@@ -369,22 +368,21 @@ BoundWeights BoundWeights::from_memory(
     expect_shape(weight.data, w.shape, w.name);
     bound.nbytes_ += weight.nbytes();
     bound.by_name_.emplace(w.name, Bound{std::move(weight), w.role});
-    bound.order_.push_back(w.name);
   }
   return bound;
 }
 
-BoundWeights BoundWeights::moved(const std::function<Tensor(const Tensor&)>& move) const {
+BoundWeights BoundWeights::moved(const Config& config,
+                                 const std::function<Tensor(const Tensor&)>& move) const {
   BoundWeights out;
   out.warnings_ = warnings_;
-  out.order_ = order_;
-  for (const std::string& name : order_) {
-    const Bound& from = by_name_.at(name);
+  for (const ExpectedWeight& w : expected_weights(config)) {
+    const Bound& from = at(w.name);
     const bool small = from.role == WeightRole::norm || from.role == WeightRole::f32_only;
     QuantTensor to{move(small ? as_f32(from.weight.data) : from.weight.data),
                    from.weight.scale ? move(from.weight.scale) : Tensor(), from.weight.block};
     out.nbytes_ += to.nbytes();
-    out.by_name_.emplace(name, Bound{std::move(to), from.role});
+    out.by_name_.emplace(w.name, Bound{std::move(to), from.role});
   }
   return out;
 }

@@ -69,10 +69,11 @@ class BoundWeights {
   [[nodiscard]] static BoundWeights from_memory(
       const Config& config, const std::function<QuantTensor(const ExpectedWeight&)>& provide);
 
-  // The same weights as tensors elsewhere, such as on a GPU: `move` is asked for each, and those of
-  // an expert's matrices in the order of experts, so that they can lie one after the other. Norms
-  // and other small vectors come as f32, which is what layers want of them.
-  [[nodiscard]] BoundWeights moved(const std::function<Tensor(const Tensor&)>& move) const;
+  // The same weights, bound with `config`, as tensors elsewhere, such as on a GPU. `move` is asked
+  // for each in file order, so that those of neighbouring experts can lie one after the other.
+  // Norms and other small vectors come as f32, which is what layers want of them.
+  [[nodiscard]] BoundWeights moved(const Config& config,
+                                   const std::function<Tensor(const Tensor&)>& move) const;
 
   // A two-dimensional weight: roles linear, expert, matrix. No scale when it is bf16 or f32.
   [[nodiscard]] const QuantTensor& linear(std::string_view name) const;
@@ -90,7 +91,6 @@ class BoundWeights {
   };
   const Bound& at(std::string_view name) const;
   std::unordered_map<std::string, Bound> by_name_;
-  std::vector<std::string> order_;  // names, in the order of expected_weights
   std::vector<std::string> warnings_;
   std::size_t nbytes_ = 0;
 };
