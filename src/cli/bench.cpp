@@ -2,17 +2,16 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_common.h"
 #include "cli/bench_model.h"
 #include "cli/bench_serve.h"
 #include "cli/common.h"
 #include "cli/progress.h"
 #include "cli/subcommands.h"
 #include "core/error.h"
-#include "core/rng.h"
 #include "engine/session.h"
 #include "kernels/cpu/dot_bench.h"
 #include "kernels/cpu/isa.h"
@@ -60,26 +59,6 @@ class Report {
   Json j_ = Json::object();
   std::string text_;
 };
-
-class Stopwatch {
- public:
-  [[nodiscard]] double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-};
-
-// The same tokens on every machine.
-std::vector<TokenId> some_tokens(std::int64_t n, std::int64_t vocab_size) {
-  Rng rng(1);
-  std::vector<TokenId> ids(static_cast<std::size_t>(n));
-  for (TokenId& id : ids) {
-    id = static_cast<TokenId>(rng.next_below(static_cast<std::uint32_t>(vocab_size)));
-  }
-  return ids;
-}
 
 void machine(Report& report, const kernels::cpu::MachinePeak& peak, int n_threads) {
   report.heading("machine, measured");
@@ -175,10 +154,7 @@ class Bench {
 };
 
 void kernel_times(Report& report, const KernelProfile& profile, double wall_seconds) {
-  std::vector<std::pair<std::string, KernelProfile::Entry>> kernels(profile.kernels.begin(),
-                                                                    profile.kernels.end());
-  std::sort(kernels.begin(), kernels.end(),
-            [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+  const auto kernels = by_time(profile);
   report.heading("where the time went");
   Json rows = Json::object();
   for (const auto& [name, entry] : kernels) {
@@ -229,8 +205,6 @@ int bench_decode(const Options& options) {
                 fmt::format("--tokens {} leaves nothing to time behind {} warm-up steps",
                             options.tokens, kWarmUp));
   }
-  std::sort(step_seconds.begin(), step_seconds.end());
-  const double median = step_seconds[step_seconds.size() / 2];
   const auto steps = static_cast<double>(step_seconds.size());
   const std::int64_t context = static_cast<std::int64_t>(session.tokens().size());
   const model::DecodeTraffic traffic = model::decode_traffic(
@@ -242,7 +216,7 @@ int bench_decode(const Options& options) {
   report.figure("context", "context at the end", static_cast<double>(context), "tokens");
   report.figure("tokens", "tokens timed", static_cast<double>(timed_tokens), "");
   report.figure("tokens_per_s", "speed", tokens_per_s, "tokens/s");
-  report.figure("median_step_ms", "step, median", 1e3 * median, "ms");
+  report.figure("median_step_ms", "step, median", 1e3 * median(step_seconds), "ms");
   report.figure("kernel_ms", "of it in kernels, mean", 1e3 * profile.total_seconds() / steps, "ms");
   report.figure("step_over_kernels", "step time / kernel time", wall / profile.total_seconds(), "");
   report.figure("weight_mb_per_token", "weights a token reads", traffic.weight_bytes / 1e6, "MB");

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "cli/bench_common.h"
 #include "core/rng.h"
 #include "model/accounting.h"
 #include "model/traffic.h"
@@ -23,15 +23,6 @@ struct Options {
   bool kernels = false, json = false;
 };
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-double median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
-}
-
 class ModelBench {
  public:
   explicit ModelBench(const Options& options)
@@ -48,11 +39,14 @@ class ModelBench {
       fill(kv, slots.back(), context);
     }
     std::int64_t position = context;
+    constexpr std::int64_t kTokens = 4096;  // enough that experts are chosen evenly
+    const std::vector<TokenId> ids = some_tokens(kTokens, config().vocab_size);
+    std::size_t next = 0;
     const auto step = [&] {
       model::TokenBatch batch;
       std::vector<std::int64_t> rows;
       for (std::int64_t i = 0; i < batch_size; ++i) {
-        const TokenId id = token(position * 31 + i);
+        const TokenId& id = ids[next++ % ids.size()];
         batch.add({&id, 1}, position, slots[static_cast<std::size_t>(i)]);
         rows.push_back(i);
       }
@@ -65,11 +59,11 @@ class ModelBench {
     const model::DecodeTraffic traffic =
         model::decode_traffic(config(), loaded_->weights, numerics(), context, batch_size);
     const double bound = traffic.total() / bandwidth();
-    fmt::print(
+    print(fmt::format(
         "decode   batch {:<3} context {:<8} {:>9.3f} ms/step  {:>8.1f} tokens/s  {:>7.1f} MB, "
         "bound {:.3f} ms ({:.0f} % of it)\n",
         batch_size, context, 1e3 * seconds, static_cast<double>(batch_size) / seconds,
-        traffic.total() / 1e6, 1e3 * bound, 100 * bound / seconds);
+        traffic.total() / 1e6, 1e3 * bound, 100 * bound / seconds));
     note({{"work", "decode"},
           {"batch", batch_size},
           {"context", context},
@@ -80,8 +74,7 @@ class ModelBench {
 
   void prefill(std::int64_t n) {
     cache::PagedKv kv(config(), kv_options());
-    std::vector<TokenId> ids;
-    for (std::int64_t i = 0; i < n; ++i) ids.push_back(token(i));
+    const std::vector<TokenId> ids = some_tokens(n, config().vocab_size);
     const auto pass = [&] {
       const std::int64_t slot = kv.open();
       model::TokenBatch batch;
@@ -97,10 +90,10 @@ class ModelBench {
     const double flops =
         (model::token_flops(config(), std::max<std::int64_t>(1, n / 2)).plain() - head) *
         static_cast<double>(n);
-    fmt::print(
+    print(fmt::format(
         "prefill  {:<9} tokens        {:>9.3f} ms       {:>8.0f} tokens/s  {:.1f} TFLOP, "
         "{:.1f} TFLOP/s\n",
-        n, 1e3 * seconds, static_cast<double>(n) / seconds, flops / 1e12, flops / seconds / 1e12);
+        n, 1e3 * seconds, static_cast<double>(n) / seconds, flops / 1e12, flops / seconds / 1e12));
     note({{"work", "prefill"}, {"tokens", n}, {"ms", 1e3 * seconds}, {"flops", flops}});
     if (options_.kernels) show_kernels(pass);
   }
@@ -110,9 +103,9 @@ class ModelBench {
     const std::string where = runtime_->gpu() != nullptr
                                   ? runtime_->gpu()->device().name
                                   : fmt::format("CPU, {} threads", runtime_->pool().size());
-    fmt::print("{}: {} layers, {} numerics, {:.2f} GB of weights; copy {:.0f} GB/s\n", where,
-               config().num_hidden_layers, to_string(numerics()),
-               static_cast<double>(loaded_->weights.nbytes()) / 1e9, bandwidth() / 1e9);
+    print(fmt::format("{}: {} layers, {} numerics, {:.2f} GB of weights; copy {:.0f} GB/s\n", where,
+                      config().num_hidden_layers, to_string(numerics()),
+                      static_cast<double>(loaded_->weights.nbytes()) / 1e9, bandwidth() / 1e9));
     report_["device"] = where;
     report_["copy_gb_per_s"] = bandwidth() / 1e9;
   }
@@ -124,10 +117,6 @@ class ModelBench {
   [[nodiscard]] const model::Config& config() const { return loaded_->config; }
   [[nodiscard]] Numerics numerics() const { return options_.model.resolved_numerics(); }
   [[nodiscard]] double bandwidth() const { return bandwidth_; }
-  [[nodiscard]] TokenId token(std::int64_t i) const {
-    return static_cast<TokenId>(philox4x32({static_cast<std::uint32_t>(i), 0, 0, 0}, 1)[0] %
-                                static_cast<std::uint32_t>(config().vocab_size));
-  }
   [[nodiscard]] cache::PagedKvOptions kv_options() {
     return {.numerics = numerics(), .page_tokens = 1024, .memory = runtime_->cache_memory()};
   }
@@ -189,11 +178,11 @@ class ModelBench {
     for (int i = 0; i < 3; ++i) fn();
     std::vector<double> seconds;
     for (std::int64_t i = 0; i < n; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
+      const Stopwatch watch;
       fn();
-      seconds.push_back(seconds_since(begin));
+      seconds.push_back(watch.seconds());
     }
-    return median(seconds);
+    return median(std::move(seconds));
   }
 
   template <class Fn>
@@ -204,15 +193,12 @@ class ModelBench {
     for (int i = 0; i < kPasses; ++i) fn();
     ctx_.profile = nullptr;
     profile.settle();
-    std::vector<std::pair<std::string, KernelProfile::Entry>> all(profile.kernels.begin(),
-                                                                  profile.kernels.end());
-    std::sort(all.begin(), all.end(),
-              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-    for (const auto& [name, entry] : all) {
-      fmt::print("    {:<22}{:>10.1f} us in {:>4} calls\n", name, 1e6 * entry.seconds / kPasses,
-                 entry.calls / kPasses);
+    for (const auto& [name, entry] : by_time(profile)) {
+      print(fmt::format("    {:<22}{:>10.1f} us in {:>4} calls\n", name,
+                        1e6 * entry.seconds / kPasses, entry.calls / kPasses));
     }
-    fmt::print("    {:<22}{:>10.1f} us\n", "all kernels", 1e6 * profile.total_seconds() / kPasses);
+    print(fmt::format("    {:<22}{:>10.1f} us\n", "all kernels",
+                      1e6 * profile.total_seconds() / kPasses));
   }
 
   void note(nlohmann::ordered_json row) { report_["rows"].push_back(std::move(row)); }
